@@ -1,0 +1,1 @@
+"""Meta's MMS speech models in JAX/Flax."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: the only place that knows PyTorch parameter names."""

@@ -1,0 +1,25 @@
+"""Every error this library raises on purpose. All are ``MMSError``; each message names its culprit and the remedy."""
+
+
+class MMSError(Exception):
+    """Base of all errors raised on purpose by mms_jax."""
+
+
+class AudioError(MMSError, ValueError):
+    """Audio that cannot be used; the message names the file (or array) and the reason."""
+
+
+class LanguageError(MMSError, ValueError):
+    """A language that is unknown or has no adapter here; the message names the nearest ones that are available."""
+
+
+class CheckpointError(MMSError, ValueError):
+    """A checkpoint that is wrong or incomplete; the message names the file and the tensor or key."""
+
+
+class ConfigError(CheckpointError):
+    """A config.json whose model this library does not compute exactly."""
+
+
+class VocabularyError(CheckpointError):
+    """A vocabulary or tokenizer file that is malformed or contradicts the model."""

@@ -1,0 +1,1 @@
+"""Flax modules: the maths and nothing else."""

@@ -1,0 +1,1 @@
+"""Pipelines: load, batch, one jitted call, results."""

@@ -1,0 +1,1 @@
+"""Text side of the models: CTC vocabularies."""
