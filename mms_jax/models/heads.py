@@ -1,0 +1,56 @@
+"""Task heads on the wav2vec2 encoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.models.layers import Dense
+from mms_jax.models.wav2vec2 import Wav2Vec2Model
+
+
+class CTCOutput(NamedTuple):
+    """What ``Wav2Vec2ForCTC`` computes."""
+
+    logits: Float[Array, "B T V"]  # float32, before the softmax; rows of padded frames are meaningless
+    frame_mask: Bool[Array, "B T"]  # True = the frame lies in the audio
+    last_hidden_state: Float[Array, "B T D"]
+    hidden_states: tuple[Float[Array, "B T D"], ...] | None  # L + 1, when asked for
+
+
+class Wav2Vec2ForCTC(nn.Module):
+    """The encoder and a linear layer onto the vocabulary, trained with CTC (Graves et al. 2006)."""
+
+    config: Wav2Vec2Config
+    dtype: jnp.dtype = jnp.float32
+    scan_layers: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        input_values: Float[Array, "B S"],
+        attention_mask: Bool[Array, "B S"] | None = None,
+        *,
+        mask_time_indices: Bool[Array, "B T"] | None = None,
+        mask_feature_indices: Bool[Array, "B D"] | None = None,
+        layer_keep: Bool[Array, "L"] | None = None,
+        deterministic: bool = True,
+        output_hidden_states: bool = False,
+    ) -> CTCOutput:
+        """Logits for normalised waveforms [B, S]; the arguments are those of ``Wav2Vec2Model``."""
+        encoded = Wav2Vec2Model(self.config, self.dtype, self.scan_layers, name="wav2vec2")(
+            input_values,
+            attention_mask,
+            mask_time_indices=mask_time_indices,
+            mask_feature_indices=mask_feature_indices,
+            layer_keep=layer_keep,
+            deterministic=deterministic,
+            output_hidden_states=output_hidden_states,
+        )
+        x = nn.Dropout(self.config.final_dropout)(encoded.last_hidden_state, deterministic=deterministic)
+        logits = Dense(self.config.vocab_size, self.dtype, nn.initializers.normal(0.02), name="lm_head")(x)
+        return CTCOutput(logits, encoded.frame_mask, encoded.last_hidden_state, encoded.hidden_states)

@@ -1,0 +1,127 @@
+"""The few layers all models are built of: one Dense, one LayerNorm, the convolutions, the activations.
+
+Numerics are decided here, once. ``dtype`` is the dtype of matrix-product operands; products accumulate in float32
+and everything between them (norms, softmax, residual stream) is float32, whatever ``dtype`` is. On CPUs with AMX this
+is what makes bfloat16 fast: bfloat16 operands with a bfloat16 result are computed in float32 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
+MASKED_SCORE = jnp.finfo(jnp.float32).min  # added to attention scores of padded keys; finite, so a row without keys is too
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU, x·Φ(x) (Hendrycks & Gimpel 2016), through erf as torch computes it."""
+    return 0.5 * x * (1.0 + lax.erf(x * 0.7071067811865476))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def precision_of(dtype: jnp.dtype) -> lax.Precision:
+    """Float32 means float32: by default GPUs would use TF32 and TPUs bfloat16 for it, and parity would be lost."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+
+
+def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: jnp.dtype) -> Float[Array, "*batch O"]:
+    """``x @ kernel`` with operands of ``dtype``, accumulated and returned in float32."""
+    return jnp.matmul(
+        x.astype(dtype), kernel.astype(dtype), precision=precision_of(dtype), preferred_element_type=jnp.float32
+    )
+
+
+def conv(
+    x: Float[Array, "B S I"], kernel: Float[Array, "K J O"], *, dtype: jnp.dtype, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Float[Array, "B T O"]:
+    """1-D convolution, channels last, ``padding`` zeros on both sides; operands of ``dtype``, result float32."""
+    return lax.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        window_strides=(stride,),
+        padding=[(padding, padding)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis: ``x @ kernel + bias``."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        """Apply to ``x`` [..., I]; returns float32 [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return matmul(x, kernel, dtype=self.dtype) + bias.astype(jnp.float32)
+
+
+class Conv(nn.Module):
+    """Strided 1-D convolution without padding, channels last."""
+
+    features: int
+    kernel_size: int
+    stride: int
+    use_bias: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B T O"]:
+        """Apply to ``x`` [B, S, I]; returns float32 [B, (S - kernel_size) // stride + 1, features]."""
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x = conv(x, kernel, dtype=self.dtype, stride=self.stride)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(jnp.float32)
+        return x
+
+
+def standardize(x: Float[Array, "*shape"], *, axis: int, eps: float) -> Float[Array, "*shape"]:
+    """Zero mean and unit variance along ``axis``, in two passes: E[x²] - E[x]² would cancel for nearly constant input."""
+    mean = x.mean(axis=axis, keepdims=True)
+    variance = jnp.square(x - mean).mean(axis=axis, keepdims=True)
+    return (x - mean) * lax.rsqrt(variance + eps)
+
+
+class Norm(nn.Module):
+    """Standardise along ``axis``, then scale and shift per channel (the last axis)."""
+
+    axis: int = -1
+    eps: float = TORCH_NORM_EPS
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Apply to float32 ``x`` [..., D]; same shape and dtype."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return standardize(x, axis=self.axis, eps=self.eps) * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def LayerNorm(*, eps: float = TORCH_NORM_EPS, name: str) -> Norm:  # noqa: N802 - the field's name for it
+    """Layer normalisation over channels (Ba et al. 2016)."""
+    return Norm(axis=-1, eps=eps, name=name)
+
+
+def ChannelNorm(*, name: str) -> Norm:  # noqa: N802
+    """Group normalisation with one group per channel (Wu & He 2018): statistics over time, padding included."""
+    return Norm(axis=-2, name=name)
