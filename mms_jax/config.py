@@ -13,34 +13,23 @@ import typing
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mms_jax.errors import ConfigError
 
 # Bookkeeping that every transformers config carries; none of it changes what a forward pass computes.
 _BOOKKEEPING = frozenset(
-    """_name_or_path architectures model_type transformers_version dtype torch_dtype return_dict output_hidden_states
-    output_attentions is_encoder_decoder problem_type id2label label2id num_labels gradient_checkpointing
-    _attn_implementation _attn_implementation_autoset attn_implementation use_cache torchscript finetuning_task
-    tokenizer_class processor_class initializer_range feat_extract_dropout feat_quantizer_dropout num_feat_extract_layers
-    chunk_size_feed_forward pruned_heads tie_word_embeddings""".split()
+    ["_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder", "problem_type", "id2label", "label2id", "num_labels", "gradient_checkpointing", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "use_cache", "torchscript", "finetuning_task", "tokenizer_class", "processor_class", "initializer_range", "feat_extract_dropout", "feat_quantizer_dropout", "num_feat_extract_layers", "chunk_size_feed_forward", "pruned_heads", "tie_word_embeddings"]
 )
 
 # Heads and objectives other than CTC: read by their own modules, never by the encoder or the CTC head.
 _OTHER_HEADS = frozenset(
-    """classifier_proj_size codevector_dim contrastive_logits_temperature diversity_loss_weight num_codevector_groups
-    num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dim tdnn_kernel tdnn_dilation xvector_output_dim
-    adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size""".split()
+    ["classifier_proj_size", "codevector_dim", "contrastive_logits_temperature", "diversity_loss_weight", "num_codevector_groups", "num_codevectors_per_group", "num_negatives", "proj_codevector_dim", "tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim", "adapter_kernel_size", "adapter_stride", "num_adapter_layers", "output_hidden_size"]
 )
 
 # Text-generation settings that transformers 4 wrote into every config.json; CTC models have no generation.
 _GENERATION = frozenset(
-    """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cross_attention_hidden_size
-    add_cross_attention is_decoder decoder_start_token_id sep_token_id prefix task_specific_params tf_legacy_loss
-    use_bfloat16 tie_encoder_decoder""".split()
+    ["max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "cross_attention_hidden_size", "add_cross_attention", "is_decoder", "decoder_start_token_id", "sep_token_id", "prefix", "task_specific_params", "tf_legacy_loss", "use_bfloat16", "tie_encoder_decoder"]
 )
 
 # Attributes that would change the maths: accepted only at the value this library computes.
@@ -192,7 +181,9 @@ class Wav2Vec2Config:
             if self.hidden_size % divisor:
                 raise ConfigError(f"hidden_size {self.hidden_size} is not divisible by {name} {divisor}")
         if not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id {self.pad_token_id} (the CTC blank) is outside vocab_size {self.vocab_size}")
+            raise ConfigError(
+                f"pad_token_id {self.pad_token_id} (the CTC blank) is outside vocab_size {self.vocab_size}"
+            )
 
     def _groups(self):
         return (("num_conv_pos_embedding_groups", self.num_conv_pos_embedding_groups),)
@@ -231,8 +222,8 @@ def _coerce(name: str, value: Any) -> Any:
     elif expected is float:
         valid = _is_number(value) and 0 <= value < math.inf
     elif expected == tuple[int, ...]:
-        valid = isinstance(value, (list, tuple)) and all(_is_int(item) and item > 0 for item in value)
-        value = tuple(value) if valid else value
+        value = tuple(value) if isinstance(value, list) else value
+        valid = isinstance(value, tuple) and all(_is_int(item) and item > 0 for item in value)
     else:
         valid = _is_int(value) and (value > 0 or (value == 0 and (name in _MAY_BE_ZERO or "min_masks" in name)))
     if not valid:
@@ -240,9 +231,9 @@ def _coerce(name: str, value: Any) -> Any:
     return value
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -16,7 +16,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
-MASKED_SCORE = jnp.finfo(jnp.float32).min  # added to attention scores of padded keys; finite, so a row without keys is too
+MASKED_SCORE = jnp.finfo(
+    jnp.float32
+).min  # added to attention scores of padded keys; finite, so a row without keys is too
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -46,7 +48,13 @@ def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: j
 
 
 def conv(
-    x: Float[Array, "B S I"], kernel: Float[Array, "K J O"], *, dtype: jnp.dtype, stride: int = 1, padding: int = 0, groups: int = 1
+    x: Float[Array, "B S I"],
+    kernel: Float[Array, "K J O"],
+    *,
+    dtype: jnp.dtype,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
 ) -> Float[Array, "B T O"]:
     """1-D convolution, channels last, ``padding`` zeros on both sides; operands of ``dtype``, result float32."""
     return lax.conv_general_dilated(

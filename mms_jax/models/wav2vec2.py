@@ -7,7 +7,7 @@ D model, N heads, H head width, F feed-forward, C convolution channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -157,7 +157,11 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], frame_mask: Bool[Array, "B T"], keep: Bool[Array, ""] | None, deterministic: bool
+        self,
+        x: Float[Array, "B T D"],
+        frame_mask: Bool[Array, "B T"],
+        keep: Bool[Array, ""] | None,
+        deterministic: bool,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """Apply to ``x`` [B, T, D], or pass it through where ``keep`` is False; returns (carry, output) for a scan."""
         c = self.config
@@ -192,7 +196,7 @@ class Encoder(nn.Module):
         x: Float[Array, "B T D"],
         frame_mask: Bool[Array, "B T"],
         *,
-        layer_keep: Bool[Array, "L"] | None,
+        layer_keep: Bool[Array, L] | None,
         deterministic: bool,
         output_hidden_states: bool,
     ) -> EncoderOutput:
@@ -217,11 +221,12 @@ class Encoder(nn.Module):
         return x, outputs
 
     def _scanned(self, x, frame_mask, layer_keep, deterministic):
+        in_axes: Any = (nn.broadcast, nn.broadcast if layer_keep is None else 0, nn.broadcast)
         scan = nn.scan(
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast if layer_keep is None else 0, nn.broadcast),
+            in_axes=in_axes,
             length=self.config.num_hidden_layers,
         )
         x, outputs = scan(self.config, self.dtype, name="layers")(x, frame_mask, layer_keep, deterministic)
@@ -243,7 +248,7 @@ class Wav2Vec2Model(nn.Module):
         *,
         mask_time_indices: Bool[Array, "B T"] | None = None,
         mask_feature_indices: Bool[Array, "B D"] | None = None,
-        layer_keep: Bool[Array, "L"] | None = None,
+        layer_keep: Bool[Array, L] | None = None,
         deterministic: bool = True,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
