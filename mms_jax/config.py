@@ -19,17 +19,101 @@ from mms_jax.errors import ConfigError
 
 # Bookkeeping that every transformers config carries; none of it changes what a forward pass computes.
 _BOOKKEEPING = frozenset(
-    ["_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder", "problem_type", "id2label", "label2id", "num_labels", "gradient_checkpointing", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "use_cache", "torchscript", "finetuning_task", "tokenizer_class", "processor_class", "initializer_range", "feat_extract_dropout", "feat_quantizer_dropout", "num_feat_extract_layers", "chunk_size_feed_forward", "pruned_heads", "tie_word_embeddings"]
+    [
+        "_name_or_path",
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "is_encoder_decoder",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "gradient_checkpointing",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "use_cache",
+        "torchscript",
+        "finetuning_task",
+        "tokenizer_class",
+        "processor_class",
+        "initializer_range",
+        "feat_extract_dropout",
+        "feat_quantizer_dropout",
+        "num_feat_extract_layers",
+        "chunk_size_feed_forward",
+        "pruned_heads",
+        "tie_word_embeddings",
+    ]
 )
 
 # Heads and objectives other than CTC: read by their own modules, never by the encoder or the CTC head.
 _OTHER_HEADS = frozenset(
-    ["classifier_proj_size", "codevector_dim", "contrastive_logits_temperature", "diversity_loss_weight", "num_codevector_groups", "num_codevectors_per_group", "num_negatives", "proj_codevector_dim", "tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim", "adapter_kernel_size", "adapter_stride", "num_adapter_layers", "output_hidden_size"]
+    [
+        "classifier_proj_size",
+        "codevector_dim",
+        "contrastive_logits_temperature",
+        "diversity_loss_weight",
+        "num_codevector_groups",
+        "num_codevectors_per_group",
+        "num_negatives",
+        "proj_codevector_dim",
+        "tdnn_dim",
+        "tdnn_kernel",
+        "tdnn_dilation",
+        "xvector_output_dim",
+        "adapter_kernel_size",
+        "adapter_stride",
+        "num_adapter_layers",
+        "output_hidden_size",
+    ]
 )
 
 # Text-generation settings that transformers 4 wrote into every config.json; CTC models have no generation.
 _GENERATION = frozenset(
-    ["max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "cross_attention_hidden_size", "add_cross_attention", "is_decoder", "decoder_start_token_id", "sep_token_id", "prefix", "task_specific_params", "tf_legacy_loss", "use_bfloat16", "tie_encoder_decoder"]
+    [
+        "max_length",
+        "min_length",
+        "do_sample",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "output_scores",
+        "return_dict_in_generate",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "cross_attention_hidden_size",
+        "add_cross_attention",
+        "is_decoder",
+        "decoder_start_token_id",
+        "sep_token_id",
+        "prefix",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "use_bfloat16",
+        "tie_encoder_decoder",
+    ]
 )
 
 # Attributes that would change the maths: accepted only at the value this library computes.
@@ -97,7 +181,7 @@ class Wav2Vec2Config:
         """Read a parsed ``config.json``; ``source`` names it in errors.
 
         Raises:
-            ConfigError: another model type, an attribute that is not on the allow-list, or a value that is not computed.
+            ConfigError: another model type, an attribute not on the allow-list, or a value that is not computed.
         """
         model_type = values.get("model_type", "wav2vec2")
         if model_type != "wav2vec2":
@@ -141,7 +225,7 @@ class Wav2Vec2Config:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether layers carry per-language adapters; post-norm encoders never do, whatever ``adapter_attn_dim`` says."""
+        """Whether layers carry per-language adapters; post-norm encoders never do, whatever adapter_attn_dim says."""
         return self.do_stable_layer_norm and self.adapter_attn_dim is not None
 
     @property

@@ -1,4 +1,4 @@
-"""The one engine that applies rule tables, in both directions, strictly: every tensor is accounted for, or it says which is not."""
+"""The one engine that applies rule tables, in both directions, strictly: every tensor is accounted for, or named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a local directory, or a hub repository through huggingface_hub, file by file."""
+"""Where a checkpoint's files come from: a local directory, or a hub repository through huggingface_hub."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Wav2Vec2ForCTC(nn.Module):
         *,
         mask_time_indices: Bool[Array, "B T"] | None = None,
         mask_feature_indices: Bool[Array, "B D"] | None = None,
-        layer_keep: Bool[Array, L] | None = None,
+        layer_keep: Bool[Array, " L"] | None = None,
         deterministic: bool = True,
         output_hidden_states: bool = False,
     ) -> CTCOutput:

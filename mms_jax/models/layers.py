@@ -105,7 +105,7 @@ class Conv(nn.Module):
 
 
 def standardize(x: Float[Array, "*shape"], *, axis: int, eps: float) -> Float[Array, "*shape"]:
-    """Zero mean and unit variance along ``axis``, in two passes: E[x²] - E[x]² would cancel for nearly constant input."""
+    """Zero mean and unit variance along ``axis``, in two passes: E[x²] - E[x]² cancels for nearly constant input."""
     mean = x.mean(axis=axis, keepdims=True)
     variance = jnp.square(x - mean).mean(axis=axis, keepdims=True)
     return (x - mean) * lax.rsqrt(variance + eps)

@@ -184,7 +184,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Positional convolution and transformer layers; layers are unrolled, or scanned (one compilation for all of them)."""
+    """Positional convolution and transformer layers, unrolled or scanned (one compilation for all of them)."""
 
     config: Wav2Vec2Config
     dtype: jnp.dtype = jnp.float32
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
         x: Float[Array, "B T D"],
         frame_mask: Bool[Array, "B T"],
         *,
-        layer_keep: Bool[Array, L] | None,
+        layer_keep: Bool[Array, " L"] | None,
         deterministic: bool,
         output_hidden_states: bool,
     ) -> EncoderOutput:
@@ -248,7 +248,7 @@ class Wav2Vec2Model(nn.Module):
         *,
         mask_time_indices: Bool[Array, "B T"] | None = None,
         mask_feature_indices: Bool[Array, "B D"] | None = None,
-        layer_keep: Bool[Array, L] | None = None,
+        layer_keep: Bool[Array, " L"] | None = None,
         deterministic: bool = True,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
