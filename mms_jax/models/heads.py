@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
@@ -26,7 +27,7 @@ class Wav2Vec2ForCTC(nn.Module):
     """The encoder and a linear layer onto the vocabulary, trained with CTC (Graves et al. 2006)."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
 
     @nn.compact

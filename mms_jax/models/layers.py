@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
@@ -35,12 +36,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def precision_of(dtype: jnp.dtype) -> lax.Precision:
+def precision_of(dtype: DTypeLike) -> lax.Precision:
     """Float32 means float32: by default GPUs would use TF32 and TPUs bfloat16 for it, and parity would be lost."""
-    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
-def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: jnp.dtype) -> Float[Array, "*batch O"]:
+def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: DTypeLike) -> Float[Array, "*batch O"]:
     """``x @ kernel`` with operands of ``dtype``, accumulated and returned in float32."""
     return jnp.matmul(
         x.astype(dtype), kernel.astype(dtype), precision=precision_of(dtype), preferred_element_type=jnp.float32
@@ -51,7 +52,7 @@ def conv(
     x: Float[Array, "B S I"],
     kernel: Float[Array, "K J O"],
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
@@ -73,7 +74,7 @@ class Dense(nn.Module):
     """Affine map of the last axis: ``x @ kernel + bias``."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
@@ -91,7 +92,7 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int
     use_bias: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B T O"]:

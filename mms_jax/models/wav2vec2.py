@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
@@ -30,7 +31,7 @@ class FeatureExtractor(nn.Module):
     """Strided convolutions from waveform to frames: 7 of them, hop 320 samples, in every MMS model (paper §2)."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, input_values: Float[Array, "B S"]) -> Float[Array, "B T C"]:
@@ -51,7 +52,7 @@ class FeatureProjection(nn.Module):
     """Layer norm and projection of the convolutional features to the model's width."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], *, deterministic: bool) -> Float[Array, "B T D"]:
@@ -68,7 +69,7 @@ class PositionalConv(nn.Module):
     """
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -89,7 +90,7 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) over the valid frames, unmasked in time."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -116,7 +117,7 @@ class FeedForward(nn.Module):
     """Position-wise two-layer network of width F."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, deterministic: bool) -> Float[Array, "B T D"]:
@@ -136,7 +137,7 @@ class Adapter(nn.Module):
     """
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -153,7 +154,7 @@ class Layer(nn.Module):
     """One transformer layer: pre-norm with an optional adapter, or post-norm (never with one)."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -187,7 +188,7 @@ class Encoder(nn.Module):
     """Positional convolution and transformer layers, unrolled or scanned (one compilation for all of them)."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
 
     @nn.compact
@@ -237,7 +238,7 @@ class Wav2Vec2Model(nn.Module):
     """The encoder from normalised waveform to hidden states; ``dtype`` is that of matrix-product operands."""
 
     config: Wav2Vec2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
 
     @nn.compact
