@@ -9,7 +9,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-INSTALL := $(VENV)/bin/python -m pip install --quiet --editable
+INSTALL := $(VENV)/bin/python -m pip install --quiet --quiet --editable
 FAILED := { echo "mms-jax: the installation failed, for the reason above" >&2; exit 1; }
 
 .PHONY: help demo test lint format venv clean
