@@ -1,12 +1,14 @@
 """Checkpoints on disk: the only place that knows PyTorch parameter names."""
 
-from mms_jax.checkpoint.hub import Source, open_source, require
+from mms_jax.checkpoint.hub import Directory, Source, open_source, require
+from mms_jax.checkpoint.processor import Processor, find_licence, load_processor
 from mms_jax.checkpoint.wav2vec2 import (
     Checkpoint,
     adapter_filename,
     find_adapter,
     load_adapter,
     load_ctc,
+    open_weights,
     param_shapes,
     save_adapter,
     save_ctc,
@@ -14,12 +16,17 @@ from mms_jax.checkpoint.wav2vec2 import (
 
 __all__ = [
     "Checkpoint",
+    "Directory",
+    "Processor",
     "Source",
     "adapter_filename",
     "find_adapter",
+    "find_licence",
     "load_adapter",
     "load_ctc",
+    "load_processor",
     "open_source",
+    "open_weights",
     "param_shapes",
     "require",
     "save_adapter",

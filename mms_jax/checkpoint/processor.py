@@ -1,0 +1,64 @@
+"""The processor's files beside the weights: how audio is normalised and how ids are spelled."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from mms_jax.checkpoint.hub import Source, require
+from mms_jax.config import read_json
+from mms_jax.errors import CheckpointError, ConfigError
+from mms_jax.features import FeatureExtractor
+from mms_jax.text.ctc import CTCTokenizer
+
+
+class Processor(NamedTuple):
+    """What turns audio into model input and ids into text."""
+
+    feature_extractor: FeatureExtractor
+    tokenizer: CTCTokenizer
+
+
+def load_processor(source: Source) -> Processor:
+    """Read a checkpoint's processor as transformers 4 (preprocessor_config.json) or 5 (processor_config.json) wrote it.
+
+    Raises:
+        CheckpointError: neither file is there. ConfigError, VocabularyError: one is malformed; the message names it.
+    """
+    return Processor(_load_feature_extractor(source), _load_tokenizer(source))
+
+
+def _load_feature_extractor(source: Source) -> FeatureExtractor:
+    for filename, key in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
+        path = source.find(filename)
+        values = None if path is None else read_json(path)
+        values = values.get(key) if values is not None and key is not None else values
+        if isinstance(values, dict):
+            try:
+                return FeatureExtractor.from_dict(values)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+    raise CheckpointError(f"{source.name}: neither processor_config.json nor preprocessor_config.json is there")
+
+
+def _load_tokenizer(source: Source) -> CTCTokenizer:
+    def optional(filename: str):
+        path = source.find(filename)
+        return None if path is None else read_json(path)
+
+    return CTCTokenizer.from_files(
+        require(source, "vocab.json"),
+        tokenizer_config=optional("tokenizer_config.json"),
+        special_tokens_map=optional("special_tokens_map.json"),
+        added_tokens=optional("added_tokens.json"),
+    )
+
+
+def find_licence(source: Source) -> str | None:
+    """The licence that a checkpoint's model card (README.md) states in its front matter, or None."""
+    path = source.find("README.md")
+    if path is None:
+        return None
+    match = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    stated = re.search(r"^license: *(\S.*?) *$", match[1], re.MULTILINE) if match else None
+    return stated[1] if stated else None

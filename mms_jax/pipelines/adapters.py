@@ -1,0 +1,160 @@
+"""The languages of a loaded recognition checkpoint: which there are, and their adapters, kept in memory once read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from mms_jax.checkpoint import Directory, Source, adapter_filename, find_adapter, load_adapter
+from mms_jax.config import Wav2Vec2Config, read_json
+from mms_jax.errors import LanguageError, VocabularyError
+from mms_jax.languages import resolve_language
+from mms_jax.models.layers import MASKED_SCORE
+from mms_jax.models.trees import Params, stack_layers
+from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
+
+HEAD_MULTIPLE = 64  # heads are padded to a multiple of this: languages of one checkpoint share one compilation
+MAX_RESIDENT = 64  # adapters kept in memory; one of mms-1b-all takes 9 MB in float32
+
+
+def available_languages(source: Source, config: Wav2Vec2Config, tokenizer: CTCTokenizer) -> list[str]:
+    """Tags of a checkpoint that have a vocabulary and, as far as the files at hand tell, an adapter."""
+    tags = tokenizer.languages
+    if not config.has_adapters or len(tags) == 1 or not isinstance(source, Directory):
+        return list(tags)  # a hub repository is not listed: its vocabulary says what it was published with
+    files = set(source.filenames())
+    return [tag for tag in tags if adapter_filename(tag) in files]
+
+
+@dataclass(frozen=True)
+class LanguageAdapter:
+    """One language, ready to recognise."""
+
+    language: str | None  # None: the one the base weights came with, of a checkpoint that names no languages
+    leaves: Params  # adapter blocks and lm_head; head padded with columns that never win
+    vocabulary: CTCVocabulary
+    vocab_size: int  # columns of the head that are the checkpoint's
+
+
+@dataclass
+class AdapterStore:
+    """Finds, reads and keeps adapters; reading one never touches the base."""
+
+    source: Source
+    config: Wav2Vec2Config
+    tokenizer: CTCTokenizer
+    base_leaves: Params  # the adapter and head inside the base weights
+    dtype: Any
+    stacked: bool
+    _resident: OrderedDict[str | None, LanguageAdapter] = field(default_factory=OrderedDict)
+    _pinned: dict[str, LanguageAdapter] = field(default_factory=dict)  # added by hand: nowhere to read them again
+
+    @property
+    def languages(self) -> list[str]:
+        """Tags that can be asked for: the checkpoint's and those added by hand."""
+        published = available_languages(self.source, self.config, self.tokenizer)
+        return [*published, *(tag for tag in self._pinned if tag not in published)]
+
+    def resolve(self, language: str | None) -> str | None:
+        """The tag for what a user wrote; None stays None where the checkpoint has one vocabulary only.
+
+        Raises:
+            LanguageError: unknown here, or none given although there are several.
+        """
+        available = self.languages
+        if language is not None:
+            if not available:
+                raise LanguageError(f"{self.source.name} has a single vocabulary and no languages; leave language out")
+            return resolve_language(language, available, source=self.source.name)
+        if len(available) > 1:
+            raise LanguageError(
+                f"{self.source.name} recognises {len(available)} languages; say which, for example "
+                f"language={available[0]!r} (asr.languages lists them)"
+            )
+        return available[0] if available else None
+
+    def get(self, tag: str | None) -> LanguageAdapter:
+        """The adapter of a tag from ``resolve``, read if it is not in memory."""
+        if tag in self._pinned:
+            return self._pinned[tag]
+        if tag not in self._resident:
+            self._resident[tag] = self._read(tag)
+            while len(self._resident) > MAX_RESIDENT:
+                self._resident.popitem(last=False)
+        self._resident.move_to_end(tag)
+        return self._resident[tag]
+
+    def add(
+        self, path: str | PathLike[str], *, language: str, vocab: str | PathLike[str] | Mapping[str, int] | None = None
+    ) -> LanguageAdapter:
+        """Read an adapter file from anywhere under a tag of the user's choice.
+
+        Its vocabulary is ``vocab`` (a mapping or a vocab.json), or else the vocab.json beside the file, or else the
+        checkpoint's own for that tag. A nested one is asked for ``language``, then for the tag in the file's name.
+        """
+        vocabulary = self._vocabulary_for(Path(path), language, vocab)
+        leaves = load_adapter(path, self.config, dtype=self.dtype)
+        self._pinned[language] = self._prepare(language, leaves, vocabulary, where=str(path))
+        return self._pinned[language]
+
+    def _read(self, tag: str | None) -> LanguageAdapter:
+        vocabulary = self.tokenizer.vocabulary(tag)
+        if self.config.has_adapters and tag is not None and self._has_own_file(tag):
+            path = find_adapter(self.source, tag)
+            leaves = load_adapter(path, self.config, dtype=self.dtype)
+            return self._prepare(tag, leaves, vocabulary, where=str(path))
+        return self._prepare(tag, self.base_leaves, vocabulary, where=self.source.name, stacked=self.stacked)
+
+    def _has_own_file(self, tag: str) -> bool:
+        """Whether the adapter must come from a file: only a sole language can be the one in the base weights."""
+        return len(self.tokenizer.languages) > 1 or self.source.find(adapter_filename(tag)) is not None
+
+    def _prepare(
+        self, tag: str | None, leaves: Params, vocabulary: CTCVocabulary, *, where: str, stacked: bool = False
+    ) -> LanguageAdapter:
+        size = leaves["lm_head"]["kernel"].shape[1]
+        vocabulary.check_model(size, pad_token_id=self.config.pad_token_id, source=where)
+        if self.stacked and not stacked:
+            leaves = stack_layers(leaves)
+        widest = max([size, *(len(tokens) for tokens in self._vocabularies())])
+        head = _pad_head(leaves["lm_head"], -(-widest // HEAD_MULTIPLE) * HEAD_MULTIPLE)
+        return LanguageAdapter(tag, {**leaves, "lm_head": head}, vocabulary, size)
+
+    def _vocabularies(self) -> list[Mapping[str, int]]:
+        return list(self.tokenizer.vocab.values()) if self.tokenizer.is_nested else []
+
+    def _vocabulary_for(self, path: Path, language: str, vocab: Any) -> CTCVocabulary:
+        beside = path.parent / "vocab.json"
+        if vocab is None and beside.is_file():
+            vocab = beside
+        if vocab is None and language in self.tokenizer.languages:
+            return self.tokenizer.vocabulary(language)
+        if vocab is None:
+            raise VocabularyError(
+                f"{path}: no vocab.json beside it and no {language!r} in the checkpoint's; pass vocab="
+            )
+        tokens = vocab if isinstance(vocab, Mapping) else read_json(vocab)
+        if any(isinstance(value, Mapping) for value in tokens.values()):
+            own_tag = path.name.removeprefix("adapter.").removesuffix(".safetensors")
+            nested = tokens.get(language, tokens.get(own_tag))
+            if not isinstance(nested, Mapping):
+                raise VocabularyError(f"{vocab}: holds several languages, but neither {language!r} nor {own_tag!r}")
+            tokens = nested
+        config = {key: value for key, value in self.tokenizer.config.items() if key != "added_tokens_decoder"}
+        config["target_lang"] = language
+        return CTCTokenizer({language: tokens}, config, source=f"vocabulary of {path}").vocabulary(language)
+
+
+def _pad_head(head: Params, width: int) -> Params:
+    """Widen a head [D, V] to [D, width]; the bias of the new columns keeps them from ever winning."""
+    extra = width - head["kernel"].shape[1]
+    return {
+        "kernel": jnp.pad(head["kernel"], ((0, 0), (0, extra))),
+        "bias": jnp.pad(head["bias"], (0, extra), constant_values=MASKED_SCORE),
+    }
