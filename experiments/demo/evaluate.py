@@ -1,0 +1,65 @@
+"""Character error rate of a demo checkpoint on held-out sentences.
+
+    .venv/bin/python -m experiments.demo.evaluate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.demo.batches import BLANK, normalize, vocabulary
+from experiments.demo.synthesize import SAMPLE_RATE, Corpus
+
+ROWS = 20
+SHAPE_SECONDS = (2.0, 4.8)  # padded lengths: two compilations
+NOISE_LEVEL = 10.0  # of int16: -70 dB, so that no two evaluations differ in how silence is quantised
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance in characters."""
+    row = np.arange(len(b) + 1)
+    for i, character in enumerate(a, start=1):
+        changed = np.minimum(row[:-1] + [character != other for other in b], row[1:] + 1)
+        row = np.concatenate([[i], changed])
+        row = np.minimum.accumulate(row - np.arange(len(row))) + np.arange(len(row))  # insertions, left to right
+    return int(row[-1])
+
+
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Total edit distance over total reference length, spaces counted as characters."""
+    distance = sum(edit_distance(r, h) for r, h in zip(references, hypotheses, strict=True))
+    return distance / sum(map(len, references))
+
+
+def greedy_text(ids: Sequence[int], *, tokens: Sequence[str]) -> str:
+    """Text of one row of best ids: repeats merged, blanks dropped, "|" to space."""
+    kept = [i for n, i in enumerate(ids) if i != BLANK and (n == 0 or i != ids[n - 1])]
+    return " ".join("".join(tokens[i] for i in kept).replace("|", " ").split())
+
+
+def padded_batches(corpus: Corpus, *, count: int):
+    """Yield (clip indices, input_values [ROWS, S], mask [ROWS, S]) as inference sees them: zeros after the clip, masked."""
+    clips = [corpus.clip(i) for i in range(count)]
+    for low, high in zip((0.0, *SHAPE_SECONDS[:-1]), SHAPE_SECONDS, strict=True):
+        chosen = [i for i, clip in enumerate(clips) if low < len(clip) / SAMPLE_RATE <= high]
+        for first in range(0, len(chosen), ROWS):
+            indices = chosen[first : first + ROWS]
+            values = np.zeros((ROWS, int(high * SAMPLE_RATE)), np.float32)
+            mask = np.zeros(values.shape, bool)
+            for row, i in enumerate(indices):
+                values[row, : len(clips[i])] = normalize(clips[i])
+                mask[row, : len(clips[i])] = True
+            yield indices, values, mask
+
+
+def transcribe(best_ids: Callable, corpus: Corpus, *, code: str, count: int) -> list[str]:
+    """Greedy transcripts of the first `count` clips; `best_ids(values, mask)` gives (ids [B, T], frame mask [B, T])."""
+    tokens = list(vocabulary(code))
+    texts = [""] * count
+    for indices, values, mask in padded_batches(corpus, count=count):
+        ids, frames = map(np.asarray, best_ids(values, mask))
+        for row, i in enumerate(indices):
+            texts[i] = greedy_text(ids[row][frames[row]].tolist(), tokens=tokens)
+    return texts

@@ -1,0 +1,193 @@
+"""Train the bundled demo checkpoint: a small wav2vec2 in MMS's layout, four languages, from scratch, on two CPU cores.
+
+    apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
+    .venv/bin/python -m experiments.demo.synthesize
+    .venv/bin/python -m experiments.demo.train_demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from experiments.demo.batches import BLANK, Batch, Bucket, batches, prefetch, vocabulary
+from experiments.demo.evaluate import character_error_rate, transcribe
+from experiments.demo.sentences import LANGUAGES
+from experiments.demo.synthesize import HELD_OUT_CLIPS, TRAIN_CLIPS, WORK, load_corpus
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.models import Wav2Vec2ForCTC
+
+# English and French spell less regularly: twice the share of every batch.
+SLOTS = ("eng", "eng", "fra", "fra", "deu", "spa")
+WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 38 s of audio a step
+QUICK_CLIPS = 60  # per language, in the evaluations on the way
+WARMUP_STEPS = 400  # steps on the shortest bucket only
+PEAK_LEARNING_RATE = 2e-3
+VOCAB_SIZE = max(len(vocabulary(code)) for code in LANGUAGES)
+CONFIG = Wav2Vec2Config(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=160,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    intermediate_size=480,
+    # Narrow where frames are many: at 64 channels throughout, the first two layers cost more than the transformer.
+    conv_dim=(16, 32, 48, 64, 64, 96, 128),
+    conv_bias=True,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=16,
+    adapter_attn_dim=16,
+    mask_time_prob=0.0,
+    hidden_dropout=0.0,
+    activation_dropout=0.0,
+    attention_dropout=0.0,
+    final_dropout=0.0,
+    layerdrop=0.0,
+)
+
+Params = dict[tuple[str, ...], jax.Array]
+
+
+def is_language_leaf(path: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to one language: adapters and the CTC head."""
+    return "adapter" in path or path[0] == "lm_head"
+
+
+def init_params(seed: int) -> tuple[Params, Params]:
+    """Shared parameters, and those of the languages stacked on a leading axis in LANGUAGES' order; flat, by path."""
+    audio = jnp.zeros((1, CONFIG.min_samples))
+    params = flatten_dict(Wav2Vec2ForCTC(CONFIG).init(jax.random.key(seed), audio)["params"])
+    base = {path: value for path, value in params.items() if not is_language_leaf(path)}
+    language = {path: jnp.stack([value] * len(LANGUAGES)) for path, value in params.items() if is_language_leaf(path)}
+    return base, language
+
+
+def language_logits(base: Params, language: Params, audio: jax.Array, mask: jax.Array | None, *, dtype) -> tuple:
+    """Logits [B, T, V] and frame mask [B, T] with one language's leaves."""
+    out = Wav2Vec2ForCTC(CONFIG, dtype=dtype).apply({"params": unflatten_dict(base | language)}, audio, mask)
+    return out.logits, out.frame_mask
+
+
+def column_mask() -> np.ndarray:
+    """bool [languages, V]: True = a token of that language; the head is padded to the largest vocabulary."""
+    return np.arange(VOCAB_SIZE) < np.array([len(vocabulary(code)) for code in LANGUAGES])[:, None]
+
+
+def loss_per_label(params: tuple[Params, Params], batch: Batch, *, dtype) -> jax.Array:
+    """CTC loss of a batch over the number of its labels."""
+    base, language = params
+    slots = np.array([list(LANGUAGES).index(code) for code in SLOTS])
+    forward = jax.vmap(lambda own, audio: language_logits(base, own, audio, None, dtype=dtype)[0])
+    logits = forward({path: value[slots] for path, value in language.items()}, batch.input_values)
+    logits = jnp.where(column_mask()[slots][:, None, None, :], logits, -1e9)
+    logits, labels, paddings = (x.reshape(-1, *x.shape[2:]) for x in (logits, batch.labels, batch.label_paddings))
+    losses = optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), labels, paddings, blank_id=BLANK)
+    return losses.sum() / (1 - paddings).sum()
+
+
+def make_optimizer() -> optax.GradientTransformationExtraArgs:
+    """AdamW under a norm clip; the learning rate is set from outside before each step."""
+    adamw = functools.partial(optax.adamw, b1=0.9, b2=0.98, weight_decay=0.01)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(adamw)(learning_rate=0.0))
+
+
+@functools.partial(jax.jit, static_argnames="dtype", donate_argnums=(0, 1))
+def train_step(params, state, batch: Batch, learning_rate, *, dtype):
+    """One update; returns (params, optimiser state, loss per label, gradient norm before the clip)."""
+    loss, grads = jax.value_and_grad(functools.partial(loss_per_label, dtype=dtype))(params, batch)
+    state[1].hyperparams["learning_rate"] = learning_rate
+    updates, state = make_optimizer().update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss, optax.global_norm(grads)
+
+
+@jax.jit
+def best_ids(base: Params, language: Params, columns, audio, mask):
+    """Best token [B, T] and frame mask [B, T] in float32."""
+    logits, frames = language_logits(base, language, audio, mask, dtype=jnp.float32)
+    return jnp.where(columns, logits, -jnp.inf).argmax(-1), frames
+
+
+def learning_rate(progress: float, *, step: int) -> float:
+    """Linear warm-up over 200 steps, flat until 40 % of the run, then a half cosine to zero."""
+    decay = 0.5 * (1 + np.cos(np.pi * np.clip((progress - 0.4) / 0.6, 0, 1)))
+    return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 200) * float(decay)
+
+
+def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dict[str, float]:
+    """CER of each language on `count` held-out sentences."""
+    base, language = params
+    rates = {}
+    for i, code in enumerate(LANGUAGES):
+        own = {path: value[i] for path, value in language.items()}
+        corpus = load_corpus(code, split=split, count=HELD_OUT_CLIPS)
+        texts = transcribe(functools.partial(best_ids, base, own, column_mask()[i]), corpus, code=code, count=count)
+        rates[code] = character_error_rate(corpus.texts[:count], texts)
+        print("   ", code, f"{rates[code]:.4f}", *(f"[{r} -> {h}]" for r, h in zip(corpus.texts[:3], texts, strict=False)))
+    return rates
+
+
+def save(params: tuple[Params, Params], path: Path) -> None:
+    """Write both trees as one safetensors file; names are paths, language leaves keep their leading axis."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({"/".join(name): np.asarray(value) for tree in params for name, value in tree.items()}, partial)
+    partial.replace(path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end the schedule at this time, if earlier")
+    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"], help="of matrix-product operands")
+    parser.add_argument("--evaluate-every", type=float, default=7.0, help="minutes")
+    parser.add_argument("--output", type=Path, default=WORK / "run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, evaluating and saving every few minutes; `last.safetensors` and `best.safetensors` stay in the output folder."""
+    options = parse_arguments()
+    jax.config.update("jax_compilation_cache_dir", str((WORK / "xla").resolve()))
+    corpora = {code: load_corpus(code, split="train", count=TRAIN_CLIPS[code]) for code in LANGUAGES}
+    stream = prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=WARMUP_STEPS, seed=0))
+    params = init_params(seed=0)
+    state = make_optimizer().init(params)
+    print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters with all languages", flush=True)
+    began = evaluated = logged = time.monotonic()
+    best, seconds, losses, step, progress = float("inf"), 0.0, [], 0, 0.0
+    while progress < 1.0:
+        progress = max(step / options.steps, (time.monotonic() - began) / 60 / options.minutes)
+        batch = next(stream)
+        rate = learning_rate(progress, step=step)
+        params, state, loss, norm = train_step(params, state, batch, rate, dtype=jnp.dtype(options.dtype))
+        step, seconds = step + 1, seconds + batch.input_values.size / 16_000
+        losses.append(float(loss))
+        if step % 50 == 0:
+            now = time.monotonic()
+            print(f"step {step} loss {np.mean(losses):.3f} norm {float(norm):.2f} lr {rate:.1e} audio-s/s {seconds / (now - logged):.0f} minute {(now - began) / 60:.1f}", flush=True)
+            logged, seconds, losses = now, 0.0, []
+        if time.monotonic() - evaluated > 60 * options.evaluate_every or progress >= 1.0:
+            rates = error_rates(params, split="dev", count=QUICK_CLIPS if progress < 1.0 else HELD_OUT_CLIPS)
+            mean = float(np.mean(list(rates.values())))
+            print(f"step {step} dev CER {rates} mean {mean:.4f}", flush=True)
+            save(params, options.output / "last.safetensors")
+            if mean < best:
+                best = mean
+                save(params, options.output / "best.safetensors")
+            evaluated = logged = time.monotonic()
+            seconds = 0.0
+
+
+if __name__ == "__main__":
+    main()
