@@ -54,7 +54,7 @@ def encode(text: str, *, vocab: Mapping[str, int]) -> list[int]:
 
 
 def normalize(audio: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance over the last axis, as the feature extractor of every MMS checkpoint does; float32."""
+    """Zero mean and unit variance over the last axis, as every MMS checkpoint's feature extractor gives; float32."""
     audio = audio.astype(np.float32)
     mean = audio.mean(-1, keepdims=True)
     return (audio - mean) / np.sqrt(audio.var(-1, keepdims=True) + VARIANCE_EPS)
@@ -79,7 +79,7 @@ def place_in_noise(clips: Sequence[np.ndarray], *, num_samples: int, rng: np.ran
 
 def num_label_frames(text: str) -> int:
     """Frames that CTC needs for a text: one per character, and a blank between equal neighbours."""
-    return len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
+    return len(text) + sum(a == b for a, b in itertools.pairwise(text))
 
 
 def usable_clips(corpus: Corpus, *, bucket: Bucket) -> np.ndarray:
@@ -90,7 +90,7 @@ def usable_clips(corpus: Corpus, *, bucket: Bucket) -> np.ndarray:
 
 
 class Stream:
-    """Endless rows of one bucket in one language: as many clips as fit each row, all clips reshuffled every time round."""
+    """Endless rows of one bucket in one language: as many clips as fit each, all reshuffled every time round."""
 
     def __init__(self, corpus: Corpus, *, bucket: Bucket, code: str, rng: np.random.Generator):
         self.corpus, self.bucket, self.rng, self.vocab = corpus, bucket, rng, vocabulary(code)
@@ -100,7 +100,7 @@ class Stream:
         self.order: list[int] = []
 
     def next_row(self) -> list[int]:
-        """Clips of one row: the next one, then whichever of the few after it still fit (full rows are a fifth cheaper)."""
+        """Clips of one row: the next one, then those of the few after it that still fit (a fifth less is padding)."""
         if len(self.order) < LOOK_AHEAD:
             self.order = [*self.rng.permutation(self.members).tolist(), *self.order]
         row, room, num_labels = [], self.bucket.num_samples - MARGIN, 0

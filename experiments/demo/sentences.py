@@ -1,9 +1,9 @@
 """Words and sentences for the demo checkpoint, with the test words held out before anything is synthesised.
 
-Words come from Debian's word lists (packages wamerican-small, wamerican, wfrench, wngerman, wspanish); pronunciations from
-espeak-ng. Of words that sound alike only one spelling stays (parler, parlez, parlé: nothing in the sound of a word alone
-tells them apart), and a word's split is a hash of the word: no word of a dev or test sentence is in any training sentence.
-Everyday words (`common_words.tsv`) win such ties, are always training words, and are drawn more often.
+Words come from Debian's word lists (packages wamerican-small, wamerican, wfrench, wngerman, wspanish); pronunciations
+from espeak-ng. Of words that sound alike only one spelling stays (parler, parlez, parlé: nothing in the sound of a word
+alone tells them apart), and a word's split is a hash of the word: no word of a dev or test sentence is in any training
+sentence. Everyday words (`common_words.tsv`) win such ties, are always training words, and are drawn more often.
 
 Counts of the words kept (train / dev / test): see the table in `train_demo.py`; print them with
     .venv/bin/python -m experiments.demo.sentences
@@ -29,7 +29,7 @@ VOWELS = frozenset("aeiouyàâäáèéêëìíîïòóôöùúûüœ")
 
 @dataclass(frozen=True)
 class Language:
-    """What espeak-ng calls a language, its alphabet, and its word lists: held-out words come from the first one only."""
+    """What espeak-ng calls a language, its alphabet, its word lists: held-out words come from the first one only."""
 
     voice: str
     letters: str
@@ -64,7 +64,7 @@ def split_of(word: str) -> str:
 
 
 def usable_words(lines: Iterable[str], *, language: Language) -> list[str]:
-    """Lower-cased words of a word list that are spelled with the language's letters: no names, possessives, abbreviations."""
+    """Lower-cased words of a word list in the language's letters: no names, possessives, abbreviations."""
     words = dict.fromkeys(
         line.strip().lower() for line in lines if language.capitalised or line[:1].islower()
     )  # a dict keeps the list's order, which Debian fixes per package version
@@ -108,10 +108,11 @@ def read_common_words(code: str) -> tuple[str, ...]:
 
 
 def build_lexicon(code: str) -> Lexicon:
-    """Words of a language by split, read from Debian's word lists; a pure function of the installed package versions."""
+    """Words of a language by split, from Debian's word lists: a pure function of the installed package versions."""
     language = LANGUAGES[code]
     common = frozenset(read_common_words(code))
-    lists = [usable_words((WORD_LISTS / name).open(encoding="utf-8"), language=language) for name in language.word_lists]
+    texts = [(WORD_LISTS / name).read_text(encoding="utf-8") for name in language.word_lists]
+    lists = [usable_words(text.splitlines(), language=language) for text in texts]
     words = list(dict.fromkeys(word for some in (sorted(common), *lists) for word in some))
     words = one_spelling_per_sound(words, pronunciations(words, voice=language.voice), preferred=common)
     splits: dict[str, list[str]] = {"train": [], "dev": [], "test": []}

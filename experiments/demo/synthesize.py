@@ -2,8 +2,9 @@
 
     .venv/bin/python -m experiments.demo.synthesize
 
-writes .work/demo/corpus/<language>.<split>.<count>/ (audio.npy: all clips end to end; clips.json: text and num_samples of each).
-About 12 ms of a core per clip, most of it espeak-ng starting up: 84,000 clips (40 h) take 10 minutes on two cores.
+writes .work/demo/corpus/<language>.<split>.<count>/: audio.npy, all clips end to end, and clips.json, the text and
+num_samples of each. About 12 ms of a core per clip, most of it espeak-ng starting up: 84,000 clips (40 h) take ten
+minutes on two cores.
 """
 
 import io
@@ -62,7 +63,19 @@ def synthesize(utterance: Utterance) -> np.ndarray:
     Raises subprocess.CalledProcessError when espeak-ng fails and ValueError when it says nothing.
     """
     u = utterance
-    command = ["espeak-ng", "-v", u.voice, "-s", str(u.rate), "-p", str(u.pitch), "-g", str(u.word_gap), "--stdout", u.text]
+    command = [
+        "espeak-ng",
+        "-v",
+        u.voice,
+        "-s",
+        str(u.rate),
+        "-p",
+        str(u.pitch),
+        "-g",
+        str(u.word_gap),
+        "--stdout",
+        u.text,
+    ]
     wav = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     audio, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
     audio = soxr.resample(audio, rate, SAMPLE_RATE)
@@ -139,7 +152,10 @@ def main() -> None:
         for split, size in {"train": TRAIN_CLIPS[code], "dev": HELD_OUT_CLIPS, "test": HELD_OUT_CLIPS}.items():
             corpus = load_corpus(code, split=split, count=size)
             seconds = corpus.num_samples / SAMPLE_RATE
-            print(f"{code} {split}: {len(corpus.texts)} clips, {seconds.sum() / 3600:.2f} h, {np.median(seconds):.2f} s", flush=True)
+            print(
+                f"{code} {split}: {len(corpus.texts)} clips, {seconds.sum() / 3600:.2f} h, {np.median(seconds):.2f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train the bundled demo checkpoint: a small wav2vec2 in MMS's layout, four languages, from scratch, on two CPU cores.
 
-    apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
-    .venv/bin/python -m experiments.demo.synthesize
-    .venv/bin/python -m experiments.demo.train_demo
+apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
+.venv/bin/python -m experiments.demo.synthesize
+.venv/bin/python -m experiments.demo.train_demo
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,13 +23,14 @@ from safetensors.numpy import save_file
 from experiments.demo.batches import BLANK, Batch, Bucket, batches, prefetch, vocabulary
 from experiments.demo.evaluate import character_error_rate, transcribe
 from experiments.demo.sentences import LANGUAGES
-from experiments.demo.synthesize import HELD_OUT_CLIPS, TRAIN_CLIPS, WORK, load_corpus
+from experiments.demo.synthesize import HELD_OUT_CLIPS, SAMPLE_RATE, TRAIN_CLIPS, WORK, load_corpus
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models import Wav2Vec2ForCTC
 
 # English and French spell less regularly: twice the share of every batch.
 SLOTS = ("eng", "eng", "fra", "fra", "deu", "spa")
 WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 38 s of audio a step
+LOG_EVERY = 50  # steps
 QUICK_CLIPS = 60  # per language, in the evaluations on the way
 WARMUP_STEPS = 400  # steps on the shortest bucket only
 PEAK_LEARNING_RATE = 2e-3
@@ -132,7 +134,9 @@ def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dic
         corpus = load_corpus(code, split=split, count=HELD_OUT_CLIPS)
         texts = transcribe(functools.partial(best_ids, base, own, column_mask()[i]), corpus, code=code, count=count)
         rates[code] = character_error_rate(corpus.texts[:count], texts)
-        print("   ", code, f"{rates[code]:.4f}", *(f"[{r} -> {h}]" for r, h in zip(corpus.texts[:3], texts, strict=False)))
+        print(
+            "   ", code, f"{rates[code]:.4f}", *(f"[{r} -> {h}]" for r, h in zip(corpus.texts[:3], texts, strict=False))
+        )
     return rates
 
 
@@ -149,35 +153,60 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end the schedule at this time, if earlier")
-    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"], help="of matrix-product operands")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["bfloat16", "float32"], help="of matrix-product operands"
+    )
     parser.add_argument("--evaluate-every", type=float, default=7.0, help="minutes")
     parser.add_argument("--output", type=Path, default=WORK / "run")
     return parser.parse_args()
 
 
-def main() -> None:
-    """Train, evaluating and saving every few minutes; `last.safetensors` and `best.safetensors` stay in the output folder."""
-    options = parse_arguments()
-    jax.config.update("jax_compilation_cache_dir", str((WORK / "xla").resolve()))
+def load_batches(seed: int) -> Iterator[Batch]:
+    """Training batches from the synthesised corpora, made in the background."""
     corpora = {code: load_corpus(code, split="train", count=TRAIN_CLIPS[code]) for code in LANGUAGES}
-    stream = prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=WARMUP_STEPS, seed=0))
-    params = init_params(seed=0)
+    return prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=WARMUP_STEPS, seed=seed))
+
+
+class Log:
+    """Prints mean loss and speed every LOG_EVERY steps."""
+
+    def __init__(self):
+        self.began = self.since = time.monotonic()
+        self.losses: list[float] = []
+
+    @property
+    def minutes(self) -> float:
+        """Since the start."""
+        return (time.monotonic() - self.began) / 60
+
+    def add(self, step: int, *, loss: float, norm: float, rate: float, seconds: float) -> None:
+        """Count one step of `seconds` of audio."""
+        self.losses.append(loss)
+        if step % LOG_EVERY == 0:
+            now = time.monotonic()
+            speed = seconds * len(self.losses) / (now - self.since)
+            print(
+                f"step {step} loss {np.mean(self.losses):.3f} norm {norm:.2f} lr {rate:.1e} audio-s/s {speed:.0f} "
+                f"minute {self.minutes:.1f}",
+                flush=True,
+            )
+            self.losses, self.since = [], now
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, evaluating and saving `last.safetensors` and `best.safetensors` every few minutes."""
+    stream, params = load_batches(seed=0), init_params(seed=0)
     state = make_optimizer().init(params)
     print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters with all languages", flush=True)
-    began = evaluated = logged = time.monotonic()
-    best, seconds, losses, step, progress = float("inf"), 0.0, [], 0, 0.0
+    log, best, step, progress, evaluations = Log(), float("inf"), 0, 0.0, 0
     while progress < 1.0:
-        progress = max(step / options.steps, (time.monotonic() - began) / 60 / options.minutes)
-        batch = next(stream)
-        rate = learning_rate(progress, step=step)
+        progress = max(step / options.steps, log.minutes / options.minutes)
+        batch, rate = next(stream), learning_rate(progress, step=step)
         params, state, loss, norm = train_step(params, state, batch, rate, dtype=jnp.dtype(options.dtype))
-        step, seconds = step + 1, seconds + batch.input_values.size / 16_000
-        losses.append(float(loss))
-        if step % 50 == 0:
-            now = time.monotonic()
-            print(f"step {step} loss {np.mean(losses):.3f} norm {float(norm):.2f} lr {rate:.1e} audio-s/s {seconds / (now - logged):.0f} minute {(now - began) / 60:.1f}", flush=True)
-            logged, seconds, losses = now, 0.0, []
-        if time.monotonic() - evaluated > 60 * options.evaluate_every or progress >= 1.0:
+        step += 1
+        log.add(step, loss=float(loss), norm=float(norm), rate=rate, seconds=batch.input_values.size / SAMPLE_RATE)
+        if log.minutes > options.evaluate_every * (evaluations + 1) or progress >= 1.0:
+            evaluations += 1
             rates = error_rates(params, split="dev", count=QUICK_CLIPS if progress < 1.0 else HELD_OUT_CLIPS)
             mean = float(np.mean(list(rates.values())))
             print(f"step {step} dev CER {rates} mean {mean:.4f}", flush=True)
@@ -185,8 +214,13 @@ def main() -> None:
             if mean < best:
                 best = mean
                 save(params, options.output / "best.safetensors")
-            evaluated = logged = time.monotonic()
-            seconds = 0.0
+
+
+def main() -> None:
+    """Train, then print the test table of what was trained last."""
+    options = parse_arguments()
+    jax.config.update("jax_compilation_cache_dir", str((WORK / "xla").resolve()))
+    train(options)
 
 
 if __name__ == "__main__":

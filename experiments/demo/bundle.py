@@ -1,0 +1,122 @@
+"""Write the bundled demo from trained parameters: the model in MMS's layout, and clips of words no training saw.
+
+.venv/bin/python -m experiments.demo.bundle
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
+
+from experiments.demo.batches import SPECIAL_TOKENS, vocabulary
+from experiments.demo.sentences import LANGUAGES, load_lexicon
+from experiments.demo.synthesize import SAMPLE_RATE, SPLIT_SEEDS, WORK, Utterance, draw_utterance, synthesize
+from experiments.demo.train_demo import CONFIG, is_language_leaf
+from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc
+from mms_jax.config import Wav2Vec2Config
+
+DEMO = Path("mms_jax/demo")
+BASE_LANGUAGE = "eng"  # whose adapter and head the base weights hold, as in every published MMS checkpoint
+CLIPS_PER_LANGUAGE = 3
+CLIP_SECONDS = (2.0, 4.0)
+PREPROCESSOR = {
+    "do_normalize": True,
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "padding_side": "right",
+    "padding_value": 0,
+    "return_attention_mask": True,
+    "sampling_rate": SAMPLE_RATE,
+}
+TOKENIZER = {
+    **dict(
+        zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), SPECIAL_TOKENS, strict=True)
+    ),
+    "replace_word_delimiter_char": " ",
+    "do_lower_case": False,
+    "target_lang": BASE_LANGUAGE,
+    "tokenizer_class": "Wav2Vec2CTCTokenizer",
+}
+MODEL_CARD = """---
+license: apache-2.0
+language: [en, fr, de, es]
+---
+A small wav2vec2 in the layout of MMS (shared encoder, one adapter and head per language), trained by
+`experiments/demo` on speech that espeak-ng synthesised from Debian's word lists. It understands that synthesiser and
+nothing else: it shows the machinery, it is not a recogniser.
+"""
+
+
+def language_params(trained: dict[str, np.ndarray], *, code: str) -> tuple[Wav2Vec2Config, dict]:
+    """Config and parameter tree of one language: its leaves picked from the stacks, its head cut to its vocabulary."""
+    vocab_size = len(vocabulary(code))
+    tree = {}
+    for name, value in trained.items():
+        path = tuple(name.split("/"))
+        own = value[list(LANGUAGES).index(code)] if is_language_leaf(path) else value
+        tree[path] = own[..., :vocab_size] if path[0] == "lm_head" else own
+    return CONFIG.replace(vocab_size=vocab_size), unflatten_dict(tree)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Indented JSON, letters as they are."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_model(trained: dict[str, np.ndarray], directory: Path) -> None:
+    """Write a checkpoint that this library and transformers load: base weights, adapters, vocabularies."""
+    config, params = language_params(trained, code=BASE_LANGUAGE)
+    save_ctc(directory, config=config, params=params)
+    for code in LANGUAGES:
+        config, params = language_params(trained, code=code)
+        save_adapter(directory / adapter_filename(code), config=config, params=params)
+    write_json(directory / "vocab.json", {code: vocabulary(code) for code in LANGUAGES})
+    write_json(directory / "tokenizer_config.json", TOKENIZER)
+    write_json(directory / "preprocessor_config.json", PREPROCESSOR)
+    (directory / "README.md").write_text(MODEL_CARD, encoding="utf-8")
+
+
+def draw_clips(code: str) -> list[tuple[Utterance, np.ndarray]]:
+    """The first utterances of test words that last `CLIP_SECONDS`: not chosen by how well they are recognised."""
+    rng = np.random.default_rng([SPLIT_SEEDS["clips"], list(LANGUAGES).index(code)])
+    lexicon = load_lexicon(code, cache=WORK)
+    clips: list[tuple[Utterance, np.ndarray]] = []
+    while len(clips) < CLIPS_PER_LANGUAGE:
+        utterance = draw_utterance(rng, code=code, lexicon=lexicon, split="test")
+        audio = synthesize(utterance)
+        if CLIP_SECONDS[0] <= len(audio) / SAMPLE_RATE <= CLIP_SECONDS[1]:
+            clips.append((utterance, audio))
+    return clips
+
+
+def write_clips(directory: Path) -> None:
+    """Write clips/<language>-<n>.flac and clips.jsonl (file, language, text)."""
+    (directory / "clips").mkdir(parents=True, exist_ok=True)
+    records = []
+    for code in LANGUAGES:
+        for n, (utterance, audio) in enumerate(draw_clips(code), start=1):
+            file = f"clips/{code}-{n}.flac"
+            soundfile.write(directory / file, audio, SAMPLE_RATE)
+            records.append({"file": file, "language": code, "text": utterance.text})
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    (directory / "clips.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trained", type=Path, default=WORK / "run" / "best.safetensors")
+    parser.add_argument("--output", type=Path, default=DEMO)
+    options = parser.parse_args()
+    write_model(load_file(options.trained), options.output / "asr")
+    write_clips(options.output)
+
+
+if __name__ == "__main__":
+    main()
