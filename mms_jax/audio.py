@@ -19,7 +19,7 @@ import soxr
 from mms_jax.containers import open_container
 from mms_jax.containers.view import CONVERT, TRUNCATED, View, too_long
 from mms_jax.errors import AudioError
-from mms_jax.features import FeatureExtractor, Features, bucket_length, bucketed_batches
+from mms_jax.features import MAX_AMPLITUDE, FeatureExtractor, Features, bucket_length, bucketed_batches
 
 __all__ = [
     "MAX_DURATION",
@@ -36,7 +36,6 @@ SAMPLING_RATE = 16_000  # Hz: what every MMS model was trained on
 MAX_DURATION = 1800.0  # seconds: 115 MB of float32 at 16 kHz; ten times that, from one crafted file, is too much
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: below, kHz were meant (16 for 16 000); above, nothing records speech
 MAX_CHANNELS_IN_ARRAY = 16  # an array's shorter axis is its channels up to here; files may have 1024, they say so
-MAX_AMPLITUDE = 2.0**31  # float audio at int32's scale is allowed; above it is no audio, and its variance overflows
 MAX_STREAM_BYTES = 2**30  # from a pipe or file object: 30 min of 48 kHz stereo float32 are 0.7 GB
 BLOCK_VALUES = 2**20  # samples x channels decoded at a time: 4 MB
 UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a FLAC stream of unknown length

@@ -14,6 +14,7 @@ from mms_jax.errors import AudioError, ConfigError
 
 FRAME_SAMPLES = 400  # samples that one frame sees: 25 ms at 16 kHz
 FRAME_STRIDE = 320  # samples from one frame to the next: 20 ms at 16 kHz
+MAX_AMPLITUDE = 2.0**31  # float audio at int32's scale is allowed; above it is no audio, and its variance overflows
 BUCKET_RATIO = 1.15  # a row is at most 13 % or one frame of padding; 49 lengths reach to 30 s, 71 to half an hour
 
 REQUIRED = {  # keys of preprocessor_config.json that must say this, because nothing else is computed here
@@ -109,8 +110,8 @@ def _check_row(row: np.ndarray, index: int) -> np.ndarray:
     row = np.asarray(row)
     if row.ndim != 1 or row.dtype.kind != "f":
         raise AudioError(f"row {index} is {row.dtype} of shape {row.shape}, expected float samples [S]; see load_audio")
-    if not np.isfinite(row).all():
-        raise AudioError(f"row {index} has samples that are NaN or infinite; load_audio names the place")
+    if not (np.abs(row) <= MAX_AMPLITUDE).all():  # False for NaN too
+        raise AudioError(f"row {index} has samples that are NaN, infinite or over 2^31; load_audio names the place")
     return row
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sounds import RATE, encode, noise, tone
 
 import mms_jax.audio
-from mms_jax.audio import MAX_AMPLITUDE, describe_audio, load_audio
+from mms_jax.audio import describe_audio, load_audio
 from mms_jax.containers import view
 from mms_jax.errors import AudioError
+from mms_jax.features import MAX_AMPLITUDE
 
 STEP_16 = 2**-15  # 16-bit PCM of samples below 0.5: libsndfile writes full scale as 32767, not 32768, and rounds
 RIPPLE = 2e-4  # what soxr HQ and 16 bits leave of a tone of 0.5: measured 3e-5

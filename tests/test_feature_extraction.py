@@ -143,7 +143,15 @@ def test_the_waveforms_are_left_as_they_were():
 
 
 @pytest.mark.parametrize(
-    "row", [np.zeros((2, 400)), np.zeros(400, np.int16), np.float32([0, math.nan]), np.array([math.inf]), np.array(0.5)]
+    "row",
+    [
+        np.zeros((2, 400)),
+        np.zeros(400, np.int16),
+        np.float32([0, math.nan]),
+        np.array([math.inf]),
+        np.array([1e300]),
+        np.array(0.5),
+    ],
 )
 def test_a_row_that_is_no_waveform_is_named(row):
     with pytest.raises(AudioError, match="row 1"):
