@@ -110,7 +110,7 @@ def _check_row(row: np.ndarray, index: int) -> np.ndarray:
     row = np.asarray(row)
     if row.ndim != 1 or row.dtype.kind != "f":
         raise AudioError(f"row {index} is {row.dtype} of shape {row.shape}, expected float samples [S]; see load_audio")
-    if not (np.abs(row) <= MAX_AMPLITUDE).all():  # False for NaN too
+    if not (np.abs(row) <= np.float64(MAX_AMPLITUDE)).all():  # False for NaN too; float16 cannot hold the limit
         raise AudioError(f"row {index} has samples that are NaN, infinite or over 2^31; load_audio names the place")
     return row
 
