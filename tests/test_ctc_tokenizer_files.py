@@ -63,11 +63,20 @@ def test_an_added_token_belongs_to_the_language_it_was_saved_with(folder, tmp_pa
     write(folder, NESTED, config=config)
     many = CTCTokenizer.from_directory(folder)
     assert many.vocabulary().encode("中<mine>") == [5, 7]
-    assert many.vocabulary("eng").labels == tuple(NESTED["eng"])
+    for_eng = {"target_lang": "eng", "added_tokens_decoder": {"9": {"content": "<mine>"}}}
+    assert CTCTokenizer(NESTED, for_eng).vocabulary("zho").labels == tuple(NESTED["zho"])
+    nobodys = {"added_tokens_decoder": for_eng["added_tokens_decoder"]}
+    CTCTokenizer(NESTED, nobodys).save(tmp_path / "nobodys", target_lang="eng")
+    assert CTCTokenizer.from_directory(tmp_path / "nobodys").vocabulary().labels == tuple(NESTED["eng"])
+    tmp_path /= "own"
+    tmp_path.mkdir()
     with pytest.raises(VocabularyError, match="'<mine>' is an added token of 'zho' alone"):
         many.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    left_over = {"5": {"content": "sch"}}  # of a language the file no longer has
+    config["added_tokens_decoder"] |= left_over
     CTCTokenizer({"zho": NESTED["zho"]}, config).save(tmp_path)
+    assert Wav2Vec2CTCTokenizer.from_pretrained(tmp_path)("sch").input_ids == [3, 3, 3]
     assert Wav2Vec2CTCTokenizer.from_pretrained(tmp_path)("中<mine>").input_ids == [5, 7]
 
 

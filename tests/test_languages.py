@@ -1,6 +1,7 @@
 """Language names, codes and tags: the right tag or a LanguageError, never another language."""
 
 import csv
+import gc
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ BIBLIOGRAPHIC = (
         ("cak-dialect_santamaríadejesús", "cak-dialect_santamariadejesus"),
         ("South Azerbaijani", "azb"),
         ("gof", "gof-script_latin"),
+        ("quc-Dialect-East", "quc-dialect_east"),
     ],
 )
 def test_every_usual_way_to_name_a_language_finds_its_tag(asked, tag):
@@ -174,6 +176,7 @@ def test_a_name_shared_by_languages_is_not_guessed():
         ("engl", ["eng", "fra"], "'engl' has no adapter in mine; nearest: eng (English)"),
         ("azj-klingon", ["azj-script_latin", "eng"], "nearest: azj-script_latin (Azerbaijani, North);"),
         ("xxx", [], "'xxx' has no adapter in mine; 0 languages available"),
+        ("cac-dialect_other", ["cac-dialect_sanmateoixtatan"], "nearest: cac-dialect_sanmateoixtatan (Chuj)"),
         ("zz", ["eng"], "'zz' has no adapter in mine"),
         ("x" * 1_000_000, ["eng"], "… has no adapter in mine"),
     ],
@@ -189,6 +192,21 @@ def test_an_absent_language_is_an_error_with_the_nearest_ones(asked, available, 
 def test_what_is_no_language_at_all_is_a_language_error(asked):
     with pytest.raises(LanguageError, match="a language must be a code, tag or name"):
         resolve_language(asked, ["fra"])
+
+
+def test_a_tag_in_the_script_asked_for_comes_before_one_that_states_none():
+    assert resolve_language("ku-Latn", ["kmr", "kmr-script_arabic", "kmr-script_latin"]) == "kmr-script_latin"
+    assert resolve_language("ku-Cyrl", ["kmr", "kmr-script_arabic", "kmr-script_latin"]) == "kmr"
+
+
+def test_a_huge_request_is_not_kept():
+    asked = "huge" * 250_000  # not equal to any string seen before: a cache would hold that one instead
+    before = sys.getrefcount(asked)
+    for _ in range(3):
+        with pytest.raises(LanguageError):
+            resolve_language(asked, ["eng"])
+    gc.collect()
+    assert sys.getrefcount(asked) == before
 
 
 def test_tags_of_ones_own_are_matched_exactly_and_never_read_as_a_language():
@@ -276,6 +294,7 @@ def test_names_are_known_for_tags_codes_and_macrolanguages():
 
 def test_the_nearest_are_few_sorted_and_available():
     assert nearest("zh", MMS_1B_ALL) == ["cmn-script_simplified", "hak", "nan", "yue-script_traditional"]
+    assert nearest("zho", ["cdo", "yue", "cmn"]) == ["cmn", "cdo", "yue"]  # Mandarin is what Chinese mostly means
     assert nearest("que", MMS_1B_ALL, limit=3) == ["qub", "quf", "quh"]
     assert nearest("Frensh", MMS_1B_ALL, limit=1) == ["fra"]
     assert nearest("?!", MMS_1B_ALL) == []

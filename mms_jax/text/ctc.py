@@ -257,16 +257,23 @@ class CTCTokenizer:
 
     def _declared_to_save(self) -> dict[str, Any]:
         """Return the ``added_tokens_decoder`` to write: none for many languages, where ids would be other letters."""
+        entries = self._setting("added_tokens_decoder", Mapping, {})
+        if not self.is_nested:
+            return dict(entries)
         saved = self.target_lang
-        if len(self.languages) > 1 and saved in self.languages:
-            known = (*self.vocab[saved], *self._special_tokens())
-            lost = [token.content for token in self._declared_for(saved) if token.content not in known]
-            if lost:
-                raise VocabularyError(
-                    f"{self.source}: {lost[0]!r} is an added token of {saved!r} alone, which a file of many languages "
-                    "cannot say; put it into that language's vocabulary"
-                )
-        return {} if len(self.languages) > 1 else dict(self._setting("added_tokens_decoder", Mapping, {}))
+        if saved is None or saved not in self.vocab:
+            return {}
+        holding = {token.id: token.content for token in self._declared_for(saved)}
+        if len(self.languages) == 1:
+            return {id_: entry for id_, entry in entries.items() if int(id_) in holding}
+        known = (*self.vocab[saved], *self._special_tokens())
+        lost = [content for content in holding.values() if content not in known]
+        if lost:
+            raise VocabularyError(
+                f"{self.source}: {lost[0]!r} is an added token of {saved!r} alone, which a file of many languages "
+                "cannot say; put it into that language's vocabulary"
+            )
+        return {}
 
 
 def _read_json(path: Path) -> Any:
