@@ -282,6 +282,8 @@ def _absent(language: str, available: Collection[str], *, source: str) -> str:
     meaning = "" if name is None or _words(name) == _words(language) else f" ({name})"
     alike = nearest(language, available)
     suggestion = f"; nearest: {_listed(alike)}" if alike else ""
+    if not alike and 0 < len(available) <= SHOWN:
+        return f"{_quoted(language)}{meaning} has no adapter in {source}; available: {_listed(sorted(available))}"
     count = f"{len(available):,} language{'s' * (len(available) != 1)} available: mms-jax languages"
     return f"{_quoted(language)}{meaning} has no adapter in {source}{suggestion}; {count}"
 

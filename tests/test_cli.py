@@ -60,7 +60,7 @@ def test_a_bad_file_fails_the_run_after_the_good_ones(capsys, directory, clips, 
     ("arguments", "reason"),
     [
         (["--language", "deu"], "deu"),
-        (["--language", "nonsense"], "nearest"),
+        (["--language", "nonsense"], "fra (French)"),
         ([], "--language is needed"),
         (["--language", "fra", "--model", "no/such/place"], "no/such/place"),
     ],

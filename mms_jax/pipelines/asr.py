@@ -326,7 +326,8 @@ class SpeechRecognizer:
             if dict(there.vocab.get(adapter.language, {})) == tokens:
                 return there
             return there.with_language(adapter.language, tokens, overwrite=overwrite)
-        config = {**self.tokenizer.config, "target_lang": adapter.language}
+        config = {key: value for key, value in self.tokenizer.config.items() if key != "added_tokens_decoder"}
+        config["target_lang"] = adapter.language
         return CTCTokenizer({adapter.language: tokens}, config, source=str(directory / "vocab.json"))
 
 
