@@ -167,7 +167,7 @@ def test_a_name_shared_by_languages_is_not_guessed():
             f"'nep' (Nepali) has no adapter in mine; nearest: npi (Nepali); {len(MMS_1B_ALL):,} languages available: "
             "mms-jax languages",
         ),
-        ("fra", ["eng"], "'fra' (French) has no adapter in mine; 1 language available: mms-jax languages"),
+        ("fra", ["eng"], "'fra' (French) has no adapter in mine; available: eng (English)"),
         ("npi", ["eng", "nep"], "nearest: nep (Nepali)"),
         ("sr-Arab", ["srp-script_latin", "hrv"], "nearest: srp-script_latin (Serbian), hrv (Croatian); 2 languages"),
         ("zh-Hant", ["cmn-script_simplified"], "nearest: cmn-script_simplified (Chinese, Mandarin)"),
