@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mms_jax.errors import LanguageError, MMSError
-from mms_jax.pipelines.demo import DEMO_MODEL
+from mms_jax.languages import language_name, languages
+from mms_jax.pipelines.asr import Transcription, load_asr
+from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
+from mms_jax.pipelines.info import describe, model_languages
 
 _EXAMPLES = """examples:
   mms-jax demo
@@ -82,8 +85,6 @@ def _positive(text: str) -> int:
 
 
 def _transcribe(options: argparse.Namespace) -> int:
-    from mms_jax.pipelines.asr import load_asr  # here and below: --help must not wait for jax
-
     asr = load_asr(_model(options.model), language=options.language, dtype=options.dtype)
     if asr.language is None and len(asr.languages) > 1:
         raise LanguageError(f"--language is needed; this model knows {_some(asr.languages)}")
@@ -100,25 +101,19 @@ def _transcribe(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _print_json(file, result) -> None:
+def _print_json(file: str, result: Transcription) -> None:
     record = {"file": file, "language": result.language, "duration": round(result.duration, 3)}
     record |= {"error": str(result.error)} if result.error is not None else {"text": result.text}
     print(json.dumps(record, ensure_ascii=False))
 
 
 def _info(options: argparse.Namespace) -> int:
-    from mms_jax.pipelines.info import describe
-
     print(describe(_model(options.model)))
     return 0
 
 
 def _languages(options: argparse.Namespace) -> int:
-    from mms_jax.languages import language_name, languages
-
     if options.model is not None:
-        from mms_jax.pipelines.info import model_languages
-
         for tag in model_languages(options.model):
             print(f"{tag}\t{language_name(tag) or ''}")
         return 0
@@ -128,8 +123,6 @@ def _languages(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from mms_jax.pipelines.demo import run_demo
-
     return run_demo()
 
 

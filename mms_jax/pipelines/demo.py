@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jiwer
+
 from mms_jax.errors import CheckpointError
+from mms_jax.languages import language_name
+from mms_jax.pipelines.asr import load_asr
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "asr"
 
@@ -31,11 +35,6 @@ def demo_clips() -> list[Clip]:
 
 def run_demo() -> int:
     """Transcribe every clip, swapping adapters, and print reference, hypothesis and character error rate."""
-    import jiwer
-
-    from mms_jax.languages import language_name
-    from mms_jax.pipelines.asr import load_asr
-
     clips = demo_clips()
     start = time.perf_counter()
     asr = load_asr(DEMO_MODEL)
