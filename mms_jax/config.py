@@ -116,7 +116,7 @@ _GENERATION = frozenset(
     ]
 )
 
-# Training settings of fairseq and of transformers' first releases, in wav2vec2 files of 2021; today's read none of them.
+# Training settings of fairseq and of the first transformers releases, in wav2vec2 files of 2021; now nobody reads them.
 _LEFTOVERS = frozenset(
     [
         "hidden_dropout_prob",

@@ -235,7 +235,12 @@ def test_only_pre_norm_encoders_have_adapters():
 
 @pytest.mark.parametrize(("time", "feature"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.1)])
 def test_the_mask_embedding_exists_when_it_does_in_transformers(time, feature):
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_conv_pos_embedding_groups": 2, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_conv_pos_embedding_groups": 2,
+        "num_hidden_layers": 1,
+    }
     theirs = transformers.Wav2Vec2Config(mask_time_prob=time, mask_feature_prob=feature, intermediate_size=8, **sizes)
     with torch.device("meta"):
         names = dict(transformers.Wav2Vec2Model(theirs).named_parameters())
@@ -358,7 +363,7 @@ def config_of(convs: list[tuple[int, int]]) -> Wav2Vec2Config:
 def test_frames_are_counted_as_transformers_counts_them(convs, lengths):
     config = config_of(convs)
     model = SimpleNamespace(config=SimpleNamespace(add_adapter=False, **dataclasses.asdict(config)))
-    count = transformers.Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths
+    count: Any = transformers.Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths
     expected = count(model, torch.tensor(lengths)).clamp(min=0).tolist()  # the reference's can be negative
     assert [config.num_frames(length) for length in lengths] == expected
     assert config.num_frames(np.array(lengths)).tolist() == expected
