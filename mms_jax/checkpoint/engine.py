@@ -1,19 +1,28 @@
-"""The one engine that applies rule tables, in both directions, strictly: every tensor is accounted for, or named."""
+"""The one engine that applies rule tables, both ways, strictly: every tensor is used, or the error names it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 
-from mms_jax.checkpoint.rules import OPTIONAL, Rule
-from mms_jax.checkpoint.tensors import TensorInfo, read_tensor
+from mms_jax.checkpoint.rules import HINTS, OPTIONAL, Rule
+from mms_jax.checkpoint.tensors import TensorInfo, TensorSource, aligned_empty, read_tensor
 from mms_jax.errors import CheckpointError
 from mms_jax.models.trees import Params, flatten, stacked_path, unflatten
 
 _NAMES_SHOWN = 8
+_DTYPES = tuple(np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16))
+
+# Reading, checking and transposing run without the interpreter's lock. Each thread adds a block of rows to the peak.
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 class Binding(NamedTuple):
@@ -36,46 +45,50 @@ def bind(
         source: the checkpoint's name, for errors.
 
     Raises:
-        CheckpointError: a parameter without a tensor, a tensor without a parameter, one given twice, a wrong shape.
+        CheckpointError: a parameter without a tensor, a tensor without a parameter, one given twice, a wrong shape or
+            dtype.
     """
     by_path = {rule.jax: rule for rule in rules}
     without_rule = expected.keys() - by_path.keys()
     assert not without_rule, f"no rule for {sorted(without_rule)}"
-    bindings, missing = [], []
+    bindings, missing = [], {}
     for path in sorted(expected.keys() | OPTIONAL & by_path.keys()):
         rule = by_path[path]
-        found = [name for name in (rule.torch, rule.alias) if name in tensors]
+        found = [name for name in (rule.torch, rule.alias) if name is not None and name in tensors]
         if len(found) == 2:
             raise CheckpointError(f"{source}: holds both {rule.torch} and {rule.alias}; they are the same tensor")
         if found:
-            assert found[0] is not None
             bindings.append(Binding(rule, found[0], tensors[found[0]]))
         elif path not in OPTIONAL:
-            missing.append(rule.torch)
-    unknown = sorted(tensors.keys() - {binding.name for binding in bindings})
-    if missing or unknown:
-        raise CheckpointError(f"{source}: {_describe(missing, unknown)}")
+            missing[rule.torch] = rule.layout.shape(expected[path])
+    unknown = {name: tensors[name].shape for name in tensors.keys() - {binding.name for binding in bindings}}
+    _check_complete(missing, unknown, source=source)
     for binding in bindings:
-        _check_shape(binding, expected)
+        _check_tensor(binding, expected)
     return bindings
 
 
-def _describe(missing: Sequence[str], unknown: Sequence[str]) -> str:
-    parts = [
-        f"{len(names)} tensor(s) {what}: {', '.join(names[:_NAMES_SHOWN])}{' …' if len(names) > _NAMES_SHOWN else ''}"
-        for what, names in (("missing", sorted(missing)), ("unknown", unknown))
-        if names
-    ]
-    hint = ""
-    if any(name.startswith("lm_head.") for name in missing):
-        hint = ". A checkpoint without lm_head is no recognition (CTC) model"
-    elif any("adapter_layer" in name for name in (*missing, *unknown)):
-        hint = ". Does adapter_attn_dim in config.json match the weights?"
-    return "; ".join(parts) + hint
+def _check_complete(
+    missing: Mapping[str, tuple[int, ...]], unknown: Mapping[str, tuple[int, ...]], *, source: str
+) -> None:
+    parts = [_listed(names, what) for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    if parts:
+        named = [*(f"missing {name}" for name in missing), *(f"unknown {name}" for name in unknown)]
+        hint = next((hint for pattern, hint in HINTS if any(re.search(pattern, name) for name in named)), None)
+        raise CheckpointError(f"{source}: {'; '.join(parts)}" + (f". {hint}" if hint else ""))
 
 
-def _check_shape(binding: Binding, expected: Mapping[str, tuple[int, ...]]) -> None:
+def _listed(shapes: Mapping[str, tuple[int, ...]], what: str) -> str:
+    shown = ", ".join(f"{name} {list(shapes[name])}" for name in sorted(shapes)[:_NAMES_SHOWN])
+    return f"{len(shapes)} tensor(s) {what}: {shown}{' …' if len(shapes) > _NAMES_SHOWN else ''}"
+
+
+def _check_tensor(binding: Binding, expected: Mapping[str, tuple[int, ...]]) -> None:
     rule, name, info = binding
+    if not info.is_float:
+        raise CheckpointError(
+            f"{info.path}: {name} {list(info.shape)} has dtype {info.dtype}; weights are F32, F16, BF16 or F64"
+        )
     wanted = expected.get(rule.jax)
     if wanted is not None and rule.layout.shape(info.shape) != wanted:
         shape = list(rule.layout.shape(wanted))
@@ -83,42 +96,87 @@ def _check_shape(binding: Binding, expected: Mapping[str, tuple[int, ...]]) -> N
 
 
 def to_jax(bindings: Iterable[Binding], *, dtype: Any, stack_layers: int | None = None) -> Params:
-    """Read tensors one at a time into a parameter tree on the default device.
+    """Read tensors into a parameter tree on the default device; on CPUs nothing is held twice.
 
     Args:
         bindings: from ``bind``.
         dtype: of matrices and convolution kernels; vectors (norms, biases) stay float32, 0.1 % of the bytes.
         stack_layers: the number of layers, to stack them on a leading axis for scanned modules; None leaves them apart.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, infinity or numbers too large for ``dtype``. ValueError: a ``dtype`` that
+            parameters are not kept in.
     """
-    flat: dict[str, Any] = {}
-    stacked: dict[str, np.ndarray] = {}
-    for rule, name, info in bindings:
-        target = np.dtype(dtype if rule.layout.is_matrix else np.float32)
-        tensor = rule.layout.convert(read_tensor(name, info).astype(target, copy=False))
-        path, index = stacked_path(rule.jax) if stack_layers else (rule.jax, None)
-        if index is None:
-            flat[path] = jax.device_put(np.ascontiguousarray(tensor))
-        else:
-            assert stack_layers is not None
-            stacked.setdefault(path, np.empty((stack_layers, *tensor.shape), target))[index] = tensor
-    for path in list(stacked):
-        flat[path] = jax.device_put(stacked.pop(path))
+    if np.dtype(dtype) not in _DTYPES:
+        raise ValueError(f"dtype is {np.dtype(dtype)}; parameters are kept in {', '.join(map(str, _DTYPES))}")
+    groups: dict[str, list[tuple[int | None, Binding]]] = {}  # by path, in the order of the file
+    for binding in sorted(bindings, key=lambda binding: (binding.info.path, binding.info.offset)):
+        path, index = stacked_path(binding.rule.jax) if stack_layers else (binding.rule.jax, None)
+        groups.setdefault(path, []).append((index, binding))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        leaves = _map_ahead(pool, lambda group: _read_leaf(group, np.dtype(dtype), stack_layers), groups.values())
+        # Waiting keeps what an accelerator has yet to take from piling up in the host's memory.
+        flat = {path: jax.device_put(leaf).block_until_ready() for path, leaf in zip(groups, leaves, strict=True)}
     return unflatten(flat)
 
 
-def to_torch(rules: Sequence[Rule], params: Mapping[str, Any]) -> Iterator[tuple[str, np.dtype, tuple[int, ...], Any]]:
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], np.ndarray], items: Iterable[Any]
+) -> Iterator[np.ndarray]:
+    """``pool.map``, but never further ahead of its reader than the threads are many."""
+    pending: deque[Future[np.ndarray]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > _THREADS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _read_leaf(group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num_layers: int | None) -> np.ndarray:
+    """One parameter: a tensor, or one per layer, in our layout."""
+    (first, (rule, _, info)), *_ = group
+    shape = rule.layout.shape(info.shape)
+    target = dtype if rule.layout.is_matrix else np.dtype(np.float32)
+    if first is None:
+        leaf = aligned_empty(shape, target)
+    else:
+        assert num_layers is not None
+        assert len(group) == num_layers
+        leaf = aligned_empty((num_layers, *shape), target)
+    for index, (rule, name, info) in group:
+        read_tensor(name, info, out=rule.layout.convert(leaf if index is None else leaf[index]))
+    return leaf
+
+
+def to_torch(
+    rules: Sequence[Rule], params: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> list[TensorSource]:
     """The tensors of a tree (unrolled layers) under their PyTorch names, for ``write_tensors``.
 
+    Args:
+        rules: the table.
+        params: the tree.
+        expected: shape of every parameter of the model, by path.
+
     Raises:
-        CheckpointError: a parameter without a rule.
+        CheckpointError: the tree is not that model's: a parameter is missing, unknown, or of another shape.
     """
     by_path = {rule.jax: rule for rule in rules}
-    for path, leaf in flatten(params).items():
-        if path not in by_path:
-            raise CheckpointError(f"parameter {path} has no PyTorch name: is the tree stacked, or of another model?")
-        layout = by_path[path].layout
-        yield by_path[path].torch, np.dtype(leaf.dtype), layout.shape(leaf.shape), _reader(layout, leaf)
+    flat = flatten(params)
+    missing = {path: expected[path] for path in expected.keys() - flat.keys() - OPTIONAL}
+    unknown = {path: flat[path].shape for path in flat.keys() - expected.keys() - OPTIONAL}
+    _check_complete(missing, unknown, source="the parameters to be saved")
+    tensors = []
+    for path, leaf in flat.items():
+        if leaf.shape != expected.get(path, leaf.shape):
+            raise CheckpointError(f"{path} has shape {list(leaf.shape)}, the config asks for {list(expected[path])}")
+        rule = by_path[path]
+        tensors.append(
+            TensorSource(rule.torch, np.dtype(leaf.dtype), rule.layout.shape(leaf.shape), _reader(rule, leaf))
+        )
+    return tensors
 
 
-def _reader(layout, leaf):
-    return lambda: layout.convert(np.asarray(leaf))
+def _reader(rule: Rule, leaf: Any) -> Callable[[], np.ndarray]:
+    return lambda: rule.layout.convert(np.asarray(leaf))

@@ -10,7 +10,9 @@ from typing import Protocol
 
 from mms_jax.errors import CheckpointError
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES_SHOWN = 12
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -52,27 +54,36 @@ class Directory:
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Repository:
-    """A checkpoint on the hub; only the files asked for are fetched, into huggingface_hub's own cache."""
+    """A checkpoint on the hub; only the files asked for are fetched, into huggingface_hub's own cache.
+
+    All of them come from one commit: that of the first file found, wherever the branch moves meanwhile.
+    """
 
     repo_id: str
     revision: str | None = None
-    token: str | bool | None = None
-    cache_dir: str | PathLike[str] | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: Path | None = None
     local_files_only: bool = False
-    _found: dict[str, Path | None] = field(default_factory=dict, compare=False, repr=False)
+    _commit: str | None = field(default=None, init=False, repr=False)
+    _offline: bool = field(default=False, init=False, repr=False)
+    _found: dict[str, Path | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
         """The repository's id, for messages."""
-        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+        name = self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+        return f"{name} (offline: only cached files)" if self._offline else name
 
     def find(self, filename: str) -> Path | None:
         """Fetch the file, or take it from the cache; None if the repository has none of that name.
 
+        Offline by choice (``local_files_only``, or HF_HUB_OFFLINE=1) the cached files are all the repository has. If
+        the hub fails to answer, a file that is neither cached nor known to be absent is an error.
+
         Raises:
-            CheckpointError: no such repository or revision, no access, or no connection and nothing in the cache.
+            CheckpointError: no such repository or revision, no access, or no answer and nothing in the cache.
         """
         if filename not in self._found:
             self._found[filename] = self._download(check_filename(filename))
@@ -86,28 +97,71 @@ class Repository:
             path = huggingface_hub.hf_hub_download(
                 self.repo_id,
                 filename,
-                revision=self.revision,
+                revision=self._commit or self.revision,
                 token=self.token,
-                cache_dir=None if self.cache_dir is None else str(self.cache_dir),
+                cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
             )
         except errors.LocalEntryNotFoundError as error:
-            cause = "local_files_only is set" if self.local_files_only else "the hub cannot be reached"
-            raise CheckpointError(f"{self.name}: {filename} is not in the local cache and {cause}") from error
+            return self._absent_from_cache(filename, error)
         except errors.EntryNotFoundError:
             return None
+        except errors.GatedRepoError as error:
+            raise CheckpointError(
+                f"{self.name}: gated; accept its terms on its page on the hub, then log in (hf auth login)"
+            ) from error
         except errors.RepositoryNotFoundError as error:
             raise CheckpointError(
                 f"{self.name}: neither a local directory nor a hub repository that can be read; "
                 "check the spelling, or log in (hf auth login) if it is private"
             ) from error
-        except errors.HfHubHTTPError as error:  # revision, gating, server
-            raise CheckpointError(f"{self.name}: {filename} cannot be fetched ({error})") from error
+        except errors.RevisionNotFoundError as error:
+            raise CheckpointError(f"{self.name}: the repository has no revision {self.revision!r}") from error
+        except errors.HFValidationError as error:
+            raise CheckpointError(f"{self.name}: no such directory, and not a hub name ({_one_line(error)})") from error
+        # The server, the connection or the disk. HTTPError is the base class of whichever HTTP library the hub's uses.
+        except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise CheckpointError(f"{self.name}: {filename} cannot be fetched ({_one_line(error)})") from error
+        self._pin(Path(path))
         return Path(path)
+
+    def _pin(self, path: Path) -> None:
+        commit = path.parent.name  # …/snapshots/<commit>/<file>
+        if self._commit is None and _COMMIT.fullmatch(commit):
+            self._commit = commit
+
+    def _absent_from_cache(self, filename: str, error: Exception) -> None:
+        """None if the file is known to be absent, or if the cache is all there is."""
+        from huggingface_hub import errors
+
+        if self._cached(filename) is not None:  # an earlier session was told that there is no such file
+            return
+        chosen = self.local_files_only or isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+        if chosen and isinstance(self._cached("config.json"), str):
+            self._offline = True
+            return
+        choice = "this is offline by choice (local_files_only, or HF_HUB_OFFLINE=1)"
+        cause = choice if chosen else f"the hub did not give it ({_one_line(error.__cause__ or error)})"
+        raise CheckpointError(
+            f"{self.name}: no local directory of that name, {filename} is not in the local cache, and {cause}"
+        ) from error
+
+    def _cached(self, filename: str) -> object:
+        """The path of a cached file, another object if it is cached that there is none, or None."""
+        import huggingface_hub
+
+        return huggingface_hub.try_to_load_from_cache(
+            self.repo_id, filename, cache_dir=self.cache_dir, revision=self._commit or self.revision
+        )
 
     def filenames(self) -> list[str]:
         """The files fetched so far; the rest of the repository is not listed."""
         return sorted(name for name, path in self._found.items() if path is not None)
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message; the hub's have paragraphs."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_source(
@@ -123,14 +177,20 @@ def open_source(
     Raises:
         CheckpointError: it is neither.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    is_hub_name = isinstance(model, str) and _REPO_ID.fullmatch(model) and ".." not in model and "--" not in model
+    try:
+        path = Path(model).expanduser()
+        is_directory, exists = path.is_dir() and model != "", path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user's home, a NUL inside
+        raise CheckpointError(f"{model!r}: not a directory ({error}), and not a hub name") from error
+    if is_directory:
         return Directory(path)
-    if path.exists():
+    if exists and model != "":
         raise CheckpointError(f"{model}: is a file; a checkpoint is a directory with config.json and model.safetensors")
-    if not isinstance(model, str) or not _REPO_ID.fullmatch(model) or ".." in model:
-        raise CheckpointError(f"{model}: no such directory, and not a hub name (such as facebook/mms-1b-all)")
-    return Repository(model, revision, token, cache_dir, local_files_only)
+    if not is_hub_name:
+        raise CheckpointError(f"{str(model)!r}: neither a local directory nor a hub name (such as facebook/mms-1b-all)")
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    return Repository(str(model), revision, token, cache, local_files_only)
 
 
 def require(source: Source, filename: str) -> Path:
@@ -141,9 +201,14 @@ def require(source: Source, filename: str) -> Path:
     """
     path = source.find(filename)
     if path is None:
-        there = ", ".join(source.filenames()[:12]) or "nothing"
-        raise CheckpointError(f"{source.name}: no {filename} there (found: {there})")
+        raise CheckpointError(f"{source.name}: no {filename} there (found: {list_files(source)})")
     return path
+
+
+def list_files(source: Source) -> str:
+    """The files a source is known to hold, for messages."""
+    names = source.filenames()
+    return ", ".join(names[:_FILES_SHOWN]) + (" …" if len(names) > _FILES_SHOWN else "") or "nothing"
 
 
 def check_filename(filename: str) -> str:

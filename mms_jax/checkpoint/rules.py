@@ -91,8 +91,21 @@ ENCODER_LAYER = (
 )
 CTC_HEAD = _affine("lm_head", "lm_head")
 
-# May be absent from a file, and may be there without being read: it is what time masking writes during training.
+# May be absent from a file, and may be there without being used: it is what time masking writes during training.
 OPTIONAL = frozenset({"wav2vec2/masked_spec_embed"})
+
+# What a mismatch means: the first pattern found in one of "missing NAME", "unknown NAME" (PyTorch names when reading,
+# our paths when writing) gives the advice.
+HINTS = (
+    (r"unknown quantizer\.", "This is a pretrained encoder without a CTC head: fine-tune it, or use load_encoder"),
+    (r"unknown (classifier|projector)\.", "This is a classifier, not a recognition (CTC) model: use load_lid"),
+    (r"missing lm_head[./]", "Without lm_head it is no recognition (CTC) model"),
+    (r"/layers/", "The layers are stacked: mms_jax.models.trees.unstack_layers takes them apart"),
+    (r"encoder[./]layers[._]\d+[./]attention", "Does num_hidden_layers in config.json match the weights?"),
+    (r"adapter_layer\.|/adapter/", "Do adapter_attn_dim and num_hidden_layers in config.json match the weights?"),
+    (r"feature_extractor.*bias", "Do conv_bias and feat_extract_norm in config.json match the weights?"),
+    (r"feature_extractor", "Do conv_dim and feat_extract_norm in config.json match the weights?"),
+)
 
 
 def ctc_rules(config: Wav2Vec2Config) -> tuple[Rule, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mms_jax.checkpoint.engine import bind, to_jax, to_torch
-from mms_jax.checkpoint.hub import Source, require
+from mms_jax.checkpoint.hub import Source, list_files, require
 from mms_jax.checkpoint.rules import OPTIONAL, ctc_rules
 from mms_jax.checkpoint.tensors import TensorInfo, read_header, read_index, write_json, write_tensors
 from mms_jax.config import Wav2Vec2Config
@@ -21,7 +23,7 @@ from mms_jax.models.trees import Params, flatten, is_adapter_path
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Checkpoint(NamedTuple):
@@ -32,7 +34,13 @@ class Checkpoint(NamedTuple):
 
 
 def adapter_filename(language: str) -> str:
-    """The file that holds one language's adapter and head."""
+    """The file that holds one language's adapter and head.
+
+    Raises:
+        LanguageError: not a language tag: it must not choose a place outside the checkpoint.
+    """
+    if not _LANGUAGE.fullmatch(language):
+        raise LanguageError(f"{language!r} is not a language tag (letters, digits, - and _: 'fra', 'azj-script_latin')")
     return f"adapter.{language}.safetensors"
 
 
@@ -41,41 +49,44 @@ def load_ctc(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = F
 
     Args:
         source: from ``open_source``.
-        dtype: of matrices in memory (float32, bfloat16, float16); converted tensor by tensor while reading.
+        dtype: of matrices in memory (float32, bfloat16, float16); converted while reading.
         stack_layers: give the layers a leading axis, for modules with ``scan_layers=True``.
 
     Raises:
         CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json.
     """
     config = Wav2Vec2Config.from_file(require(source, "config.json"))
-    bindings = bind(ctc_rules(config), open_weights(source), param_shapes(config), source=source.name)
+    tensors = open_weights(source)
+    files = sorted({info.path.name for info in tensors.values()})
+    where = f"{source.name} ({files[0]})" if len(files) == 1 else source.name
+    bindings = bind(ctc_rules(config), tensors, param_shapes(config), source=where)
     return Checkpoint(
         config, to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
     )
 
 
 def open_weights(source: Source) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint's weights, single file or sharded; nothing but headers is read."""
+    """The tensors of a checkpoint's weights, single file or sharded; nothing but headers is read.
+
+    Raises:
+        CheckpointError: no weights in the safetensors format are there, or they are malformed.
+    """
     path = source.find(WEIGHTS)
     if path is not None:
         return read_header(path)
     index = source.find(INDEX)
     if index is not None:
         return read_index(index, lambda shard: require(source, shard))
-    pickled = next((name for name in _PICKLED if source.find(name) is not None), None)
-    if pickled is not None:
-        raise CheckpointError(
-            f"{source.name}: holds only {pickled}, a pickle, which this library never opens; "
-            "save it as safetensors first (transformers: model.save_pretrained(directory))"
-        )
-    raise CheckpointError(f"{source.name}: neither {WEIGHTS} nor {INDEX} is there")
+    # A hub repository is not searched for the pickles: that would fetch gigabytes only to refuse them.
+    raise CheckpointError(
+        f"{source.name}: neither {WEIGHTS} nor {INDEX} is there (found: {list_files(source)}). pytorch_model.bin is a "
+        "pickle, which this library never opens; "
+        "save it as safetensors first (transformers: model.save_pretrained(directory))"
+    )
 
 
-def param_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of ``Wav2Vec2ForCTC(config)``, by path, without computing anything.
-
-    ``masked_spec_embed`` is left out where the config does without it.
-    """
+@functools.lru_cache(maxsize=16)
+def _param_shapes(config: Wav2Vec2Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
     module = Wav2Vec2ForCTC(config, scan_layers=True)  # tracing one layer instead of all
     samples = jax.ShapeDtypeStruct((1, config.min_samples), jnp.float32)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -85,7 +96,15 @@ def param_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
             shapes |= {f"{head}/layers_{i}/{tail}": leaf.shape[1:] for i in range(leaf.shape[0])}
         else:
             shapes[path] = leaf.shape
-    return shapes
+    return tuple(shapes.items())
+
+
+def param_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of ``Wav2Vec2ForCTC(config)``, by path, without computing anything.
+
+    ``masked_spec_embed`` is left out where the config does without it.
+    """
+    return dict(_param_shapes(config))
 
 
 def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: Any = jnp.float32) -> Params:
@@ -95,43 +114,65 @@ def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: An
         CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
     """
     path = Path(path)
-    if not config.has_adapters:
-        raise CheckpointError(
-            f"{path}: this model has no adapter layers (adapter_attn_dim is null, or it is post-norm)"
-        )
+    if path.suffix == ".bin":
+        raise CheckpointError(f"{path}: a pickle, which this library never opens; save it as safetensors first")
     tensors = read_header(path)
     head = tensors.get("lm_head.weight")
-    if head is not None and len(head.shape) == 2:
-        config = config.replace(vocab_size=head.shape[0], pad_token_id=min(config.pad_token_id, head.shape[0] - 1))
-    shapes = {name: shape for name, shape in param_shapes(config).items() if is_adapter_path(name)}
+    vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
+    shapes = _adapter_shapes(config, vocab_size=vocab_size, what=str(path))
     rules = [rule for rule in ctc_rules(config) if rule.jax not in OPTIONAL]
     return to_jax(bind(rules, tensors, shapes, source=str(path)), dtype=dtype)
+
+
+def _adapter_shapes(config: Wav2Vec2Config, *, vocab_size: int, what: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter file's parameters; its vocabulary is its own."""
+    if not config.has_adapters:
+        raise CheckpointError(
+            f"{what}: this model has no adapter layers (adapter_attn_dim is null, or it is post-norm)"
+        )
+    if vocab_size < 1:
+        raise CheckpointError(f"{what}: lm_head has no rows, so no vocabulary")
+    shapes = {name: shape for name, shape in param_shapes(config).items() if is_adapter_path(name)}
+    return shapes | {"lm_head/kernel": (config.hidden_size, vocab_size), "lm_head/bias": (vocab_size,)}
 
 
 def find_adapter(source: Source, language: str) -> Path:
     """The adapter file of a language in a checkpoint.
 
     Raises:
-        LanguageError: there is none; a pickled one is not opened and said so.
+        LanguageError: there is none, or only a pickled one, which is not opened.
     """
     path = source.find(adapter_filename(language))
     if path is None:
         pickled = f"adapter.{language}.bin"
-        remedy = f" ({pickled} is a pickle, which this library never opens)" if source.find(pickled) else ""
+        remedy = f" ({pickled} is a pickle, which this library never opens)" if pickled in source.filenames() else ""
         raise LanguageError(f"{language!r} has no {adapter_filename(language)} in {source.name}{remedy}")
     return path
 
 
 def save_ctc(directory: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:
-    """Write config.json and model.safetensors (unrolled ``params``) so that transformers loads them as they are."""
+    """Write config.json and model.safetensors (unrolled ``params``) so that transformers loads them as they are.
+
+    Raises:
+        CheckpointError: ``params`` are not a whole tree of that config, or hold NaN. OSError: it cannot be written.
+    """
     directory = Path(directory)
+    tensors = to_torch(ctc_rules(config), params, param_shapes(config))
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS, to_torch(ctc_rules(config), params))
+    write_tensors(directory / WEIGHTS, tensors)
     write_json(directory / "config.json", config.to_dict() | {"architectures": ["Wav2Vec2ForCTC"], "dtype": "float32"})
 
 
 def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:
-    """Write the adapter leaves of ``params`` (a whole tree, or an adapter tree) as an adapter file."""
+    """Write the adapter leaves of ``params`` (a whole tree, or an adapter tree) as an adapter file.
+
+    Raises:
+        CheckpointError: they are not the adapters of that config, or hold NaN. OSError: it cannot be written.
+    """
+    path = Path(path)
     adapter = {name: leaf for name, leaf in flatten(params).items() if is_adapter_path(name)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(Path(path), to_torch(ctc_rules(config), adapter))
+    vocab_size = adapter["lm_head/kernel"].shape[-1] if "lm_head/kernel" in adapter else config.vocab_size
+    shapes = _adapter_shapes(config, vocab_size=vocab_size, what=f"{path} not written")
+    tensors = to_torch(ctc_rules(config), adapter, shapes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, tensors)

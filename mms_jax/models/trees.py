@@ -1,7 +1,7 @@
 """Functions on parameter trees: per-language leaves apart from the shared base, and layers stacked for scanning.
 
-A parameter tree is a nested dict of arrays. The per-language leaves are every layer's ``adapter`` block and the CTC
-head ``lm_head``: exactly what an adapter file holds.
+A parameter tree is a nested dict of arrays whose names hold no "/". The per-language leaves are every layer's
+``adapter`` block and the CTC head ``lm_head``: exactly what an adapter file holds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 Params = dict[str, Any]
 
-_LAYER = re.compile(r"layers_(\d+)")
+_LAYER = re.compile(r"(?<![^/])layers_(0|[1-9]\d*)(?![^/])")  # a whole name of a path, one way to write an index
+_STACKED = re.compile(r"(?<![^/])layers(?![^/])")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree as {"a/b/c": leaf}."""
+    """A tree as {"a/b/c": leaf}; subtrees without leaves are dropped."""
     return flatten_dict(dict(params), sep="/")
 
 
@@ -42,15 +43,23 @@ def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
 
 
 def merge_trees(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
-    """Join two trees that share no leaf; the inverse of ``split_adapter``."""
+    """Join two trees that share no leaf; the inverse of ``split_adapter``. Neither is changed.
+
+    Raises:
+        ValueError: both hold a leaf, or one holds a leaf where the other goes on; the message names the path.
+    """
+    return _merge(base, adapter, "")
+
+
+def _merge(base: Mapping[str, Any], adapter: Mapping[str, Any], path: str) -> Params:
     merged: Params = dict(base)
     for name, value in adapter.items():
         if name not in merged:
             merged[name] = value
         elif isinstance(value, Mapping) and isinstance(merged[name], Mapping):
-            merged[name] = merge_trees(merged[name], value)
+            merged[name] = _merge(merged[name], value, f"{path}{name}/")
         else:
-            raise ValueError(f"both trees hold {name!r}")
+            raise ValueError(f"both trees hold {path + name!r}")
     return merged
 
 
@@ -63,29 +72,41 @@ def stacked_path(path: str) -> tuple[str, int | None]:
 
 
 def stack_layers(params: Mapping[str, Any]) -> Params:
-    """Turn ``layers_0 … layers_{L-1}`` into ``layers`` with a leading axis L, as scanned modules expect."""
-    groups: dict[str, dict[int | None, Any]] = {}
+    """Turn ``layers_0 … layers_{L-1}`` into ``layers`` with a leading axis L, as scanned modules expect.
+
+    Raises:
+        ValueError: a layer is missing, has another shape or dtype than the others, or layers are stacked already.
+    """
+    groups: dict[str, dict[int, Any]] = {}
+    stacked: Params = {}
     for path, leaf in flatten(params).items():
         target, index = stacked_path(path)
-        groups.setdefault(target, {})[index] = leaf
-    return unflatten({path: _stack_group(path, group) for path, group in groups.items()})
+        if index is not None:
+            groups.setdefault(target, {})[index] = leaf
+        elif _STACKED.search(path):
+            raise ValueError(f"{path}: the layers are stacked already")
+        else:
+            stacked[path] = leaf
+    return unflatten(stacked | {path: _stack(path, layers) for path, layers in groups.items()})
 
 
-def _stack_group(path: str, group: Mapping[int | None, Any]) -> Any:
-    if None in group:
-        return group[None]
-    if sorted(group) != list(range(len(group))):  # pyright: ignore[reportArgumentType] - None was handled above
-        raise ValueError(f"{path}: layers {sorted(map(str, group))} are not 0 … {len(group) - 1}")
-    return jnp.stack([group[i] for i in range(len(group))])
+def _stack(path: str, layers: Mapping[int, Any]) -> Any:
+    if sorted(layers) != list(range(len(layers))):
+        raise ValueError(f"{path}: there are layers {sorted(layers)}, expected 0 … {len(layers) - 1}")
+    kinds = {(leaf.shape, str(leaf.dtype)) for leaf in layers.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: layers differ in shape or dtype: {sorted(kinds)}")
+    return jnp.stack([layers[i] for i in range(len(layers))])
 
 
 def unstack_layers(params: Mapping[str, Any]) -> Params:
     """The inverse of ``stack_layers``."""
     flat = {}
     for path, leaf in flatten(params).items():
-        head, separator, tail = path.partition("/layers/")
-        if separator:
-            flat |= {f"{head}/layers_{i}/{tail}": leaf[i] for i in range(leaf.shape[0])}
-        else:
+        match = _STACKED.search(path)
+        if match is None:
             flat[path] = leaf
+        else:
+            head, tail = path[: match.start()], path[match.end() :]
+            flat |= {f"{head}layers_{i}{tail}": leaf[i] for i in range(leaf.shape[0])}
     return unflatten(flat)
