@@ -235,13 +235,7 @@ def test_only_pre_norm_encoders_have_adapters():
 
 @pytest.mark.parametrize(("time", "feature"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.1)])
 def test_the_mask_embedding_exists_when_it_does_in_transformers(time, feature):
-    sizes: dict[str, Any] = {
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "num_conv_pos_embedding_groups": 2,
-        "num_hidden_layers": 1,
-    }
-    theirs = transformers.Wav2Vec2Config(mask_time_prob=time, mask_feature_prob=feature, intermediate_size=8, **sizes)
+    theirs = transformers.Wav2Vec2Config(mask_time_prob=time, mask_feature_prob=feature, num_hidden_layers=1)
     with torch.device("meta"):
         names = dict(transformers.Wav2Vec2Model(theirs).named_parameters())
     assert Wav2Vec2Config.from_dict(theirs.to_dict()).has_spec_embed == ("masked_spec_embed" in names)
@@ -359,7 +353,7 @@ def config_of(convs: list[tuple[int, int]]) -> Wav2Vec2Config:
     return MMS.replace(conv_dim=(8,) * len(convs), conv_kernel=kernels, conv_stride=strides)
 
 
-@given(convs=CONVS, lengths=st.lists(st.integers(0, 2**24), min_size=1, max_size=20))
+@given(convs=CONVS, lengths=st.lists(st.integers(0, 2**24), min_size=8, max_size=8))
 def test_frames_are_counted_as_transformers_counts_them(convs, lengths):
     config = config_of(convs)
     model = SimpleNamespace(config=SimpleNamespace(add_adapter=False, **dataclasses.asdict(config)))
