@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from mms_jax.checkpoint import Checkpoint, load_ctc, open_source, param_shapes, save_ctc
+from mms_jax.checkpoint import Checkpoint, engine, load_ctc, open_source, param_shapes, save_ctc
 from mms_jax.checkpoint.rules import ctc_rules
+from mms_jax.checkpoint.tensors import aligned_empty
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError
 from mms_jax.models.trees import flatten, stack_layers, unflatten, unstack_layers
@@ -213,6 +214,21 @@ def test_transformers_computes_with_what_bfloat16_parameters_hold(tmp_path):
     )
     with torch.no_grad():
         assert torch.equal(again(samples).logits, rounded(samples).logits)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere parameters are copied to the device")
+@pytest.mark.parametrize("stack", [False, True])
+def test_on_cpus_jax_takes_over_the_very_buffers_that_were_read_into(stack, tmp_path, monkeypatch):
+    addresses = []
+
+    def recorded(*args):
+        buffer = aligned_empty(*args)
+        addresses.append(buffer.ctypes.data)
+        return buffer
+
+    monkeypatch.setattr(engine, "aligned_empty", recorded)
+    leaves = jax.tree.leaves(load(saved(tmp_path), stack_layers=stack).params)
+    assert sorted(leaf.unsafe_buffer_pointer() for leaf in leaves) == sorted(addresses)
 
 
 def test_parameters_are_jax_arrays_that_may_be_donated(tmp_path):

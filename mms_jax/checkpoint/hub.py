@@ -213,6 +213,11 @@ def list_files(source: Source) -> str:
 
 def check_filename(filename: str) -> str:
     """Refuse names that could leave the checkpoint: a language or an index must not choose where we read."""
-    if not _FILE_NAME.fullmatch(filename) or filename.startswith("."):
+    if not is_filename(filename):
         raise CheckpointError(f"{filename!r} is not the name of a checkpoint's file")
     return filename
+
+
+def is_filename(name: str) -> bool:
+    """Whether a name is that of a file in a checkpoint: no path, nothing hidden."""
+    return _FILE_NAME.fullmatch(name) is not None and not name.startswith(".")

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mms_jax.checkpoint.hub import is_filename
 from mms_jax.config import read_json
 from mms_jax.errors import CheckpointError
 
@@ -113,7 +114,7 @@ def read_index(path: Path, locate: Callable[[str], Path]) -> dict[str, TensorInf
         raise CheckpointError(f"{path}: no 'weight_map' from tensor names to file names")
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
+        if not is_filename(shard):
             raise CheckpointError(f"{path}: shard {shard!r} is not a plain file name")
         for name, info in read_header(locate(shard)).items():
             if weight_map.get(name) != shard:
