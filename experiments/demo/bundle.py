@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from experiments.demo.batches import SPECIAL_TOKENS, vocabulary
 from experiments.demo.sentences import LANGUAGES, load_lexicon
 from experiments.demo.synthesize import SAMPLE_RATE, SPLIT_SEEDS, WORK, Utterance, draw_utterance, synthesize
-from experiments.demo.train_demo import CONFIG, is_language_leaf
+from experiments.demo.train_demo import CONFIG
 from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc
 from mms_jax.config import Wav2Vec2Config
+from mms_jax.models.trees import is_adapter_path, unflatten
 
 DEMO = Path("mms_jax/demo")
 BASE_LANGUAGE = "eng"  # whose adapter and head the base weights hold, as in every published MMS checkpoint
@@ -56,12 +56,11 @@ nothing else: it shows the machinery, it is not a recogniser.
 def language_params(trained: dict[str, np.ndarray], *, code: str) -> tuple[Wav2Vec2Config, dict]:
     """Config and parameter tree of one language: its leaves picked from the stacks, its head cut to its vocabulary."""
     vocab_size = len(vocabulary(code))
-    tree = {}
-    for name, value in trained.items():
-        path = tuple(name.split("/"))
-        own = value[list(LANGUAGES).index(code)] if is_language_leaf(path) else value
-        tree[path] = own[..., :vocab_size] if path[0] == "lm_head" else own
-    return CONFIG.replace(vocab_size=vocab_size), unflatten_dict(tree)
+    own = {
+        path: value[list(LANGUAGES).index(code)] if is_adapter_path(path) else value for path, value in trained.items()
+    }
+    own |= {path: np.ascontiguousarray(own[path][..., :vocab_size]) for path in ("lm_head/kernel", "lm_head/bias")}
+    return CONFIG.replace(vocab_size=vocab_size), unflatten(own)
 
 
 def write_json(path: Path, values: object) -> None:

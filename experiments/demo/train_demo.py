@@ -1,8 +1,29 @@
 """Train the bundled demo checkpoint: a small wav2vec2 in MMS's layout, four languages, from scratch, on two CPU cores.
 
-apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
-.venv/bin/python -m experiments.demo.synthesize
-.venv/bin/python -m experiments.demo.train_demo
+    apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
+    .venv/bin/python -m experiments.demo.synthesize     # 10 minutes; 4 more for the pronunciations of the word lists
+    .venv/bin/python -m experiments.demo.train_demo     # an hour
+    .venv/bin/python -m experiments.demo.bundle         # writes mms_jax/demo
+    .venv/bin/python -m experiments.demo.evaluate       # prints the table
+
+A shared encoder, and one adapter and head per language, trained together: rows are grouped by language on a leading axis
+and the language's leaves are gathered along it. 1.54 M parameters with all languages, 1.44 M in the base file.
+
+Result, on 200 sentences of each language made of words that no training sentence holds, from the voices, rates and
+pitches of training; greedy decoding through `mms_jax.load_asr`:
+
+| language | words train / dev / test | trained on | CER | words right |
+| --- | --- | --- | --- | --- |
+| eng | 52,703 / 716 / 1,078 | 12.0 h, 24,000 clips | 12.7 % | 33.1 % |
+| fra | 127,086 / 2,579 / 3,922 | 10.1 h, 24,000 clips | 10.4 % | 43.1 % |
+| deu | 154,680 / 3,248 / 4,852 | 11.2 h, 24,000 clips | 6.9 % | 48.7 % |
+| spa | 71,181 / 1,545 / 2,301 | 5.6 h, 12,000 clips | 4.2 % | 68.8 % |
+
+German and Spanish reach the aim of 10 %; French misses it by 0.4, English by 2.7 points: their errors are those of
+someone who hears well and has never seen the word ("sundials" -> "sundils"). The bundled run was ended by the clock
+(`--steps 1000000 --minutes 52` on two cores that others used too: 3,978 steps, 42 h of audio, about one time round), with
+CER still falling: the mean over dev was 39, 20, 14, 11, 10 and 8 % after 458, 945, 1752, 2348, 2854 and 3978 steps.
+`--init .work/demo/run/best.safetensors` goes on from there.
 """
 
 from __future__ import annotations
@@ -17,15 +38,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
+from jax.typing import DTypeLike
+from safetensors.numpy import load_file, save_file
 
 from experiments.demo.batches import BLANK, Batch, Bucket, batches, prefetch, vocabulary
 from experiments.demo.evaluate import character_error_rate, transcribe
 from experiments.demo.sentences import LANGUAGES
 from experiments.demo.synthesize import HELD_OUT_CLIPS, SAMPLE_RATE, TRAIN_CLIPS, WORK, load_corpus
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.models import Wav2Vec2ForCTC
+from mms_jax.models import CTCOutput, Wav2Vec2ForCTC
+from mms_jax.models.trees import flatten, is_adapter_path, unflatten
 
 # English and French spell less regularly: twice the share of every batch.
 SLOTS = ("eng", "eng", "fra", "fra", "deu", "spa")
@@ -57,27 +79,24 @@ CONFIG = Wav2Vec2Config(
     layerdrop=0.0,
 )
 
-Params = dict[tuple[str, ...], jax.Array]
-
-
-def is_language_leaf(path: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to one language: adapters and the CTC head."""
-    return "adapter" in path or path[0] == "lm_head"
+Params = dict[str, jax.Array]  # flat, by path
 
 
 def init_params(seed: int) -> tuple[Params, Params]:
-    """Shared parameters, and those of the languages stacked on a leading axis in LANGUAGES' order; flat, by path."""
+    """Shared parameters, and those of the languages stacked on a leading axis in LANGUAGES' order."""
     audio = jnp.zeros((1, CONFIG.min_samples))
-    params = flatten_dict(Wav2Vec2ForCTC(CONFIG).init(jax.random.key(seed), audio)["params"])
-    base = {path: value for path, value in params.items() if not is_language_leaf(path)}
-    language = {path: jnp.stack([value] * len(LANGUAGES)) for path, value in params.items() if is_language_leaf(path)}
+    params = flatten(Wav2Vec2ForCTC(CONFIG).init(jax.random.key(seed), audio)["params"])
+    base = {path: value for path, value in params.items() if not is_adapter_path(path)}
+    language = {path: jnp.stack([value] * len(LANGUAGES)) for path, value in params.items() if is_adapter_path(path)}
     return base, language
 
 
-def language_logits(base: Params, language: Params, audio: jax.Array, mask: jax.Array | None, *, dtype) -> tuple:
-    """Logits [B, T, V] and frame mask [B, T] with one language's leaves."""
-    out = Wav2Vec2ForCTC(CONFIG, dtype=dtype).apply({"params": unflatten_dict(base | language)}, audio, mask)
-    return out.logits, out.frame_mask
+def forward(base: Params, language: Params, audio: jax.Array, mask: jax.Array | None, *, dtype: DTypeLike) -> CTCOutput:
+    """The model with one language's leaves."""
+    params = unflatten(base | language)
+    out = Wav2Vec2ForCTC(CONFIG, dtype=jnp.dtype(dtype)).apply({"params": params}, audio, mask)
+    assert isinstance(out, CTCOutput)  # nothing is mutable, so apply returns no state beside it
+    return out
 
 
 def column_mask() -> np.ndarray:
@@ -85,12 +104,13 @@ def column_mask() -> np.ndarray:
     return np.arange(VOCAB_SIZE) < np.array([len(vocabulary(code)) for code in LANGUAGES])[:, None]
 
 
-def loss_per_label(params: tuple[Params, Params], batch: Batch, *, dtype) -> jax.Array:
+def loss_per_label(params: tuple[Params, Params], batch: Batch, *, dtype: DTypeLike) -> jax.Array:
     """CTC loss of a batch over the number of its labels."""
     base, language = params
     slots = np.array([list(LANGUAGES).index(code) for code in SLOTS])
-    forward = jax.vmap(lambda own, audio: language_logits(base, own, audio, None, dtype=dtype)[0])
-    logits = forward({path: value[slots] for path, value in language.items()}, batch.input_values)
+    logits = jax.vmap(lambda own, audio: forward(base, own, audio, None, dtype=dtype).logits)(
+        {path: value[slots] for path, value in language.items()}, jnp.asarray(batch.input_values)
+    )
     logits = jnp.where(column_mask()[slots][:, None, None, :], logits, -1e9)
     logits, labels, paddings = (x.reshape(-1, *x.shape[2:]) for x in (logits, batch.labels, batch.label_paddings))
     losses = optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), labels, paddings, blank_id=BLANK)
@@ -115,8 +135,8 @@ def train_step(params, state, batch: Batch, learning_rate, *, dtype):
 @jax.jit
 def best_ids(base: Params, language: Params, columns, audio, mask):
     """Best token [B, T] and frame mask [B, T] in float32."""
-    logits, frames = language_logits(base, language, audio, mask, dtype=jnp.float32)
-    return jnp.where(columns, logits, -jnp.inf).argmax(-1), frames
+    out = forward(base, language, audio, mask, dtype=jnp.float32)
+    return jnp.where(columns, out.logits, -jnp.inf).argmax(-1), out.frame_mask
 
 
 def learning_rate(progress: float, *, step: int) -> float:
@@ -144,8 +164,15 @@ def save(params: tuple[Params, Params], path: Path) -> None:
     """Write both trees as one safetensors file; names are paths, language leaves keep their leading axis."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({"/".join(name): np.asarray(value) for tree in params for name, value in tree.items()}, partial)
+    save_file({name: np.asarray(value) for tree in params for name, value in tree.items()}, partial)
     partial.replace(path)
+
+
+def restore(file: Path) -> tuple[Params, Params]:
+    """Both trees as `save` wrote them."""
+    flat = {path: jnp.asarray(value) for path, value in load_file(file).items()}
+    base = {path: value for path, value in flat.items() if not is_adapter_path(path)}
+    return base, {path: value for path, value in flat.items() if is_adapter_path(path)}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -157,14 +184,17 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", default="float32", choices=["bfloat16", "float32"], help="of matrix-product operands"
     )
     parser.add_argument("--evaluate-every", type=float, default=7.0, help="minutes")
+    parser.add_argument(
+        "--init", type=Path, help="go on from saved parameters, with a fresh optimiser and other batches"
+    )
     parser.add_argument("--output", type=Path, default=WORK / "run")
     return parser.parse_args()
 
 
-def load_batches(seed: int) -> Iterator[Batch]:
+def load_batches(*, warmup_steps: int, seed: int) -> Iterator[Batch]:
     """Training batches from the synthesised corpora, made in the background."""
     corpora = {code: load_corpus(code, split="train", count=TRAIN_CLIPS[code]) for code in LANGUAGES}
-    return prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=WARMUP_STEPS, seed=seed))
+    return prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=warmup_steps, seed=seed))
 
 
 class Log:
@@ -195,7 +225,8 @@ class Log:
 
 def train(options: argparse.Namespace) -> None:
     """Train, evaluating and saving `last.safetensors` and `best.safetensors` every few minutes."""
-    stream, params = load_batches(seed=0), init_params(seed=0)
+    params = restore(options.init) if options.init else init_params(seed=0)
+    stream = load_batches(warmup_steps=0 if options.init else WARMUP_STEPS, seed=1 if options.init else 0)
     state = make_optimizer().init(params)
     print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters with all languages", flush=True)
     log, best, step, progress, evaluations = Log(), float("inf"), 0, 0.0, 0
@@ -217,7 +248,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train, then print the test table of what was trained last."""
+    """Train as the command line says."""
     options = parse_arguments()
     jax.config.update("jax_compilation_cache_dir", str((WORK / "xla").resolve()))
     train(options)
