@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from parity import MMS_CONVS, random_model, small_config
 from safetensors.torch import save_file
+
+from tests.parity import MMS_CONVS, random_model, small_config
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")
 LETTERS = {

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from checkpoints import LETTERS, Reference, many_languages, one_vocabulary, vocab
-from parity import BASE, relative_error
 
 import mms_jax
 from mms_jax.errors import AudioError, CheckpointError, ConfigError, LanguageError, VocabularyError
+from tests.checkpoints import LETTERS, Reference, many_languages, one_vocabulary, vocab
+from tests.parity import BASE, relative_error
 
 # float32 on both sides; two layers, sums of at most a few hundred terms in another order.
 TOLERANCE = 2e-5

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from checkpoints import LETTERS, many_languages
 
 import mms_jax
 from mms_jax import cli
+from tests.checkpoints import LETTERS, many_languages
 
 
 @pytest.fixture(scope="module")
