@@ -7,15 +7,14 @@ than the checkpoint's author did. Field names and defaults are those of the Hugg
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import typing
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from mms_jax.errors import ConfigError
+from mms_jax.files import read_json
 
 # Bookkeeping that every transformers config carries; none of it changes what a forward pass computes.
 _BOOKKEEPING = frozenset(
@@ -288,25 +287,6 @@ class Wav2Vec2Config:
 
     def _groups(self):
         return (("num_conv_pos_embedding_groups", self.num_conv_pos_embedding_groups),)
-
-
-def read_json(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object from a checkpoint's file.
-
-    Raises:
-        ConfigError: the file is missing, not JSON, or not an object; the message names it.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply to be a checkpoint's file") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}, expected an object")
-    return values
 
 
 _TYPES = typing.get_type_hints(Wav2Vec2Config)

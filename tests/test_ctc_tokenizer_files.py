@@ -151,7 +151,7 @@ MALFORMED = {
     "fractional id": (SPECIALS | {"a": 2.0}, {}, "the id of 'a' must be an integer"),
     "negative id": (SPECIALS | {"a": -1}, {}, "the id of 'a' must be an integer >= 0"),
     "hole": (SPECIALS | {"a": 3}, {}, "no token has the id 2, but 'a' has 3"),
-    "list": (["a", "b"], {}, "expected a non-empty JSON object, got list"),
+    "list": (["a", "b"], {}, "holds a list, expected an object"),
     "empty": ({}, {}, "expected a non-empty JSON object"),
     "empty language": ({"eng": {}}, {"target_lang": "eng"}, "language 'eng': expected a JSON object"),
     "mixed": ({"eng": SPECIALS, "a": 3}, {}, "'a' makes it neither flat nor nested"),
@@ -189,11 +189,11 @@ def test_a_malformed_vocabulary_is_refused_by_file_and_key(tmp_path, case):
     ("content", "reason"),
     [
         (b'{"a": 0, "a": 1}', "the key 'a' appears twice"),
-        (b'{"a": 0', "not a JSON file"),
-        (b"\xff\xfe{", "not a JSON file"),
-        (b"[" * 200_000, "not a JSON file"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON file"),
-        (b" " * ((64 << 20) + 1), "at most 67108864"),
+        (b'{"a": 0', "not valid JSON"),
+        (b"\xff\xfe{", "not valid JSON"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b" " * ((64 << 20) + 1), "at most 67,108,864"),
     ],
 )
 def test_an_unreadable_file_is_refused_by_name(tmp_path, content, reason):

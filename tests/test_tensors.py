@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from mms_jax.checkpoint.tensors import (
     TensorSource,
     aligned_empty,
-    atomic_write,
     read_header,
     read_tensor,
-    write_json,
     write_tensors,
 )
 from mms_jax.errors import CheckpointError
+from mms_jax.files import atomic_write, write_json
 from tests.safetensors_files import DTYPES, by_library, random_array, read, save, source
 
 SHAPES = [(), (1,), (5,), (40_000,), (3, 4), (7, 5, 3), (40, 1000), (300, 17, 2), (2, 9000), (1, 1, 8)]

@@ -6,9 +6,9 @@ import re
 from typing import NamedTuple
 
 from mms_jax.checkpoint.hub import Source, require
-from mms_jax.config import read_json
 from mms_jax.errors import CheckpointError, ConfigError
 from mms_jax.features import FeatureExtractor
+from mms_jax.files import read_json
 from mms_jax.text.ctc import CTCTokenizer
 
 

@@ -7,11 +7,8 @@ reads: a memory map's pages would stay in memory beside the converted copy and d
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mms_jax.checkpoint.hub import is_filename
-from mms_jax.config import read_json
 from mms_jax.errors import CheckpointError
+from mms_jax.files import atomic_write, read_json
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -220,31 +217,3 @@ def _write_tensor(file: IO[bytes], item: TensorSource, path: Path) -> None:
         block = np.ascontiguousarray(array[rows])
         _check_finite(block, f"{path} not written: {item.name}")
         file.write(block.reshape(-1).view(np.uint8).data)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces ``path`` when the block ends without an error, and vanishes otherwise.
-
-    Raises:
-        OSError: it cannot be written; ``filename`` is ``path``.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:  # not tempfile: that makes files only their owner may read
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):  # where nothing could be made, nothing can be removed; why is what the caller must see
-            temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # a full disk names no file, the rest our temporary one
-        raise
-
-
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write a JSON object as transformers does (two spaces, sorted keys), atomically."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from mms_jax.checkpoint.engine import bind, to_jax, to_torch
 from mms_jax.checkpoint.hub import Source, list_files, require
 from mms_jax.checkpoint.rules import OPTIONAL, ctc_rules
-from mms_jax.checkpoint.tensors import TensorInfo, read_header, read_index, write_json, write_tensors
+from mms_jax.checkpoint.tensors import TensorInfo, read_header, read_index, write_tensors
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, LanguageError
+from mms_jax.files import write_json
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, flatten, is_adapter_path
 

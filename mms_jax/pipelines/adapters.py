@@ -12,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from mms_jax.checkpoint import Directory, Source, adapter_filename, find_adapter, load_adapter
-from mms_jax.config import Wav2Vec2Config, read_json
+from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import LanguageError, VocabularyError
+from mms_jax.files import read_json
 from mms_jax.languages import resolve_language
 from mms_jax.models.layers import MASKED_SCORE
 from mms_jax.models.trees import Params, stack_layers

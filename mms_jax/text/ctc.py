@@ -3,15 +3,14 @@
 ``CTCTokenizer`` is all of a checkpoint's vocabularies, ``CTCVocabulary`` (see vocabulary.py) the one of a language.
 """
 
-import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mms_jax.errors import VocabularyError
+from mms_jax.files import read_json, write_json
 from mms_jax.text.added_tokens import AddedToken
 from mms_jax.text.vocabulary import MAX_TOKEN_CHARS, CTCVocabulary, Offsets, Span, shown
 
@@ -21,7 +20,6 @@ VOCAB_FILE = "vocab.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
-MAX_FILE_BYTES = 64 << 20  # the 1,162 vocabularies of mms-1b-all take about 3 MB
 TOKENIZER_CLASSES = ("Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer", None)
 EXTRA_KEYS = ("extra_special_tokens", "additional_special_tokens")
 # keys of a saved config that are the state of one load
@@ -90,14 +88,16 @@ class CTCTokenizer:
             config["added_tokens_decoder"] = {
                 str(id_): {"content": token, "normalized": False} for token, id_ in declared
             }
-        return cls(_read_json(Path(vocab)), config, source=str(vocab))
+        return cls(read_json(vocab, error=VocabularyError), config, source=str(vocab))
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> "CTCTokenizer":
         """Read a checkpoint directory's vocab.json and those tokenizer files that exist beside it."""
         folder = Path(directory)
         beside = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
-        config, special, added = (_read_json(folder / name) if (folder / name).exists() else None for name in beside)
+        config, special, added = (
+            read_json(folder / name, error=VocabularyError) if (folder / name).exists() else None for name in beside
+        )
         return cls.from_files(
             folder / VOCAB_FILE, tokenizer_config=config, special_tokens_map=special, added_tokens=added
         )
@@ -171,8 +171,8 @@ class CTCTokenizer:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         nested = {language: dict(self.vocab[language]) for language in self.languages}
-        _write_json(folder / VOCAB_FILE, nested or dict(self.vocab))
-        _write_json(folder / CONFIG_FILE, config)
+        write_json(folder / VOCAB_FILE, nested or dict(self.vocab))
+        write_json(folder / CONFIG_FILE, config)
 
     def _build(self, tokens: Any, added: list[AddedToken], *, source: str) -> CTCVocabulary:
         return CTCVocabulary(
@@ -274,38 +274,3 @@ class CTCTokenizer:
                 "cannot say; put it into that language's vocabulary"
             )
         return {}
-
-
-def _read_json(path: Path) -> Any:
-    """Return the contents of a JSON file. Raises VocabularyError, naming it, where that is impossible or ambiguous."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in found if keys.count(key) > 1)
-            raise VocabularyError(f"{path}: the key {shown(twice)} appears twice in one object")
-        return found
-
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise VocabularyError(f"{path}: {size} bytes; a tokenizer file has at most {MAX_FILE_BYTES}")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except VocabularyError:
-        raise
-    except OSError as error:
-        raise VocabularyError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, 100,000 brackets
-        raise VocabularyError(f"{path}: not a JSON file ({error})") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside ``path``, then rename: a reader sees the old file or the new one, never half of it."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
