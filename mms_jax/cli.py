@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from mms_jax.errors import LanguageError, MMSError
 from mms_jax.languages import language_name, languages
-from mms_jax.pipelines.asr import Transcription, load_asr
+from mms_jax.pipelines.asr import DTYPES, Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
 from mms_jax.pipelines.info import describe, model_languages
 
@@ -25,14 +28,21 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # transcripts are in any script, whatever the locale says
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()  # here, where a full disk is still an error and not lost at exit
+        return code
     except MMSError as error:
         return _fail(error)
     except BrokenPipeError:  # the reader of stdout (head, less) has what it wanted
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(error)
     except KeyboardInterrupt:
         return 130
 
@@ -44,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"mms-jax {metadata.version('mms-jax')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
@@ -51,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(transcribe)
     transcribe.add_argument("--language", metavar="CODE", help="ISO 639 code, English name, or the model's own tag")
     transcribe.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
-    transcribe.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    transcribe.add_argument("--batch-size", type=_positive, default=8, metavar="N")
+    transcribe.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and products (float32)")
+    transcribe.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="most files at a time (8)")
     transcribe.set_defaults(run=_transcribe)
 
     info = commands.add_parser("info", help="describe a checkpoint")
@@ -64,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     languages = commands.add_parser(
         "languages", help="list languages: of a checkpoint, or all that MMS was published for"
     )
-    languages.add_argument("--task", choices=("asr", "tts", "lid"), help="only those the task covers")
-    languages.add_argument("--model", metavar="DIR|REPO", help="a checkpoint's own languages instead")
+    which = languages.add_mutually_exclusive_group()
+    which.add_argument("--task", choices=("asr", "tts", "lid"), help="only those the task covers")
+    which.add_argument("--model", metavar="DIR|REPO", help="a checkpoint's own languages instead")
     languages.set_defaults(run=_languages)
 
     demo = commands.add_parser("demo", help="transcribe the bundled clips with the bundled demonstration model")
@@ -78,10 +90,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
 
 
 def _transcribe(options: argparse.Namespace) -> int:

@@ -13,6 +13,10 @@ class LanguageError(MMSError, ValueError):
     """A language that is unknown or has no adapter here; the message names the nearest ones that are available."""
 
 
+class NumericsError(MMSError, ArithmeticError):
+    """A model whose output is NaN or infinite; the message names the item and the dtype."""
+
+
 class CheckpointError(MMSError, ValueError):
     """A checkpoint that is wrong or incomplete; the message names the file and the tensor or key."""
 

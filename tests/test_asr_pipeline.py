@@ -4,13 +4,22 @@ import io
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
 import mms_jax
-from mms_jax.errors import AudioError, CheckpointError, ConfigError, LanguageError, VocabularyError
+from mms_jax.errors import (
+    AudioError,
+    CheckpointError,
+    ConfigError,
+    LanguageError,
+    NumericsError,
+    VocabularyError,
+)
+from mms_jax.pipelines.batching import make_batches
 from tests.checkpoints import LETTERS, Reference, many_languages, one_vocabulary, vocab
 from tests.parity import BASE, relative_error
 
@@ -209,8 +218,73 @@ def test_a_single_bad_item_raises(asr, tmp_path):
 
 
 def test_silence_has_no_text(asr):
-    silent = asr.transcribe([np.zeros(16_000, np.float32), np.full(16_000, 0.25, np.float32)], language="eng")
-    assert [result.text for result in silent] == ["", ""]
+    dithered = np.random.default_rng(0).integers(-1, 2, 16_000).astype(np.int16)
+    silent = [np.zeros(16_000, np.float32), np.full(16_000, 0.25, np.float32), dithered]
+    assert [result.text for result in asr.transcribe(silent, language="eng")] == ["", "", ""]
+    assert asr.transcribe(dithered * 2, language="eng").text != ""
+
+
+def test_output_that_is_not_finite_is_an_error_and_no_text(directory):
+    asr = mms_jax.load_asr(directory, language="eng")
+    asr._store.get("eng").leaves["lm_head"]["kernel"] *= np.inf
+    good = mms_jax.load_asr(directory, language="fra")
+    results = asr.transcribe([noise(5000), np.zeros(5000, np.float32)])
+    assert isinstance(results[0].error, NumericsError)
+    assert results[1].text == ""
+    with pytest.raises(NumericsError, match="float32"):
+        asr.transcribe(noise(5000))
+    assert good.transcribe(noise(5000)).error is None
+
+
+def test_a_whole_checkpoint_is_saved_for_both_libraries(directory, tmp_path):
+    for scan_layers in (False, True):
+        asr = mms_jax.load_asr(directory, language="fra", scan_layers=scan_layers)
+        trained = jax.tree.map(lambda leaf: leaf * 1.01, asr.params)
+        asr.save_pretrained(tmp_path, params=trained)
+        clip = noise(7000)
+        again, reference = mms_jax.load_asr(tmp_path), Reference(tmp_path)
+        expected = asr.module.apply({"params": trained}, *map(jnp.asarray, asr.feature_extractor([clip]))).logits[0]
+        assert again.languages == ["fra"]
+        assert relative_error(again.logits(clip)[0], expected) <= TOLERANCE
+        assert relative_error(reference.logits(clip), expected) <= TOLERANCE
+        assert again.transcribe(clip).text == reference.transcribe(clip)
+
+
+def test_a_tag_that_could_be_no_file_name_stands_in_nobodys_way(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    vocabularies = json.loads((copy / "vocab.json").read_text())
+    (copy / "vocab.json").write_text(json.dumps(vocabularies | {"zh (cn)": vocabularies["eng"]}))
+    assert set(mms_jax.load_asr(copy, language="eng").languages) == set(LETTERS)
+
+
+def test_languages_without_an_adapter_file_are_not_offered(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    (copy / "adapter.fra.safetensors").unlink()
+    assert "fra" not in mms_jax.load_asr(copy).languages
+    for path in copy.glob("adapter.*"):
+        path.unlink()
+    with pytest.raises(LanguageError, match=r"no adapter\.<language>\.safetensors"):
+        mms_jax.load_asr(copy).transcribe(noise(1000), language="eng")
+
+
+def test_many_items_need_few_shapes_and_no_row_is_padding(asr):
+    clips = [noise(num_samples) for num_samples in (*[4000] * 11, *[9000] * 3)]
+    batches = list(make_batches(clips, asr.feature_extractor, batch_size=16, max_samples=100_000, pad=True))
+    rows = [batch.features.input_values.shape[0] for batch in batches]
+    assert rows == [2, 1, 8, 2, 1]
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(14))
+    assert all(batch.features.input_values.size <= 100_000 for batch in batches)
+
+
+def test_items_without_a_name_are_named_by_their_number(asr):
+    with pytest.raises(AudioError, match="item 1: "):
+        asr.logits([noise(1000), np.full(1000, np.nan)], language="eng")
+
+
+@pytest.mark.parametrize("language", [5, b"eng"])
+def test_a_language_of_another_type_is_refused(asr, language):
+    with pytest.raises(LanguageError, match="give a code"):
+        asr.transcribe(noise(1000), language=language)
 
 
 def test_audio_of_any_rate_and_channel_count_is_heard(asr):

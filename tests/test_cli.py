@@ -1,6 +1,9 @@
 """The mms-jax program: what goes to stdout, what to stderr, and the exit code."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +94,29 @@ def test_languages_of_a_checkpoint_are_its_own(capsys, directory):
 def test_languages_of_a_task_are_the_published_ones(capsys):
     assert cli.main(["languages", "--task", "asr"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1198  # shared/data/README.md: tags of mms-1b-all
+
+
+def run(*arguments, **environment):
+    """The program in a process of its own: (exit code, stdout, stderr)."""
+    command = [sys.executable, "-m", "mms_jax.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_text_is_utf_8_whatever_the_locale(directory, clips, texts):
+    code, out, err = run(
+        "transcribe", clips[0], "--model", str(directory), "--language", "fra", PYTHONIOENCODING="ascii"
+    )
+    assert (code, out.decode().rstrip("\n"), err) == (0, texts[0], "")
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "mms_jax.cli", "languages"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.decode().splitlines()) == 1
+    assert b"No space left" in done.stderr
 
 
 def test_help_names_every_command(capsys):

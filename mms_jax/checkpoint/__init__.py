@@ -1,7 +1,7 @@
 """Checkpoints on disk: the only place that knows PyTorch parameter names."""
 
 from mms_jax.checkpoint.hub import Directory, Source, open_source, require
-from mms_jax.checkpoint.processor import Processor, find_licence, load_processor
+from mms_jax.checkpoint.processor import Processor, find_licence, load_processor, save_processor
 from mms_jax.checkpoint.wav2vec2 import (
     Checkpoint,
     adapter_filename,
@@ -31,4 +31,5 @@ __all__ = [
     "require",
     "save_adapter",
     "save_ctc",
+    "save_processor",
 ]

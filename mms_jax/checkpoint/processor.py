@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.errors import CheckpointError, ConfigError
 from mms_jax.features import FeatureExtractor
-from mms_jax.files import read_json
+from mms_jax.files import read_json, write_json
 from mms_jax.text.ctc import CTCTokenizer
 
 
@@ -52,6 +55,17 @@ def _load_tokenizer(source: Source) -> CTCTokenizer:
         special_tokens_map=optional("special_tokens_map.json"),
         added_tokens=optional("added_tokens.json"),
     )
+
+
+def save_processor(
+    directory: str | PathLike[str], feature_extractor: FeatureExtractor, tokenizer: CTCTokenizer
+) -> None:
+    """Write the processor's files in the layout that transformers 4 and 5 both read."""
+    values = dataclasses.asdict(feature_extractor)
+    del values["norm_eps"]  # no such key there: everybody computes with the same
+    values |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "padding_side": "right"}
+    tokenizer.save(directory)
+    write_json(Path(directory) / "preprocessor_config.json", values)
 
 
 def find_licence(source: Source) -> str | None:

@@ -101,16 +101,19 @@ class Attention(nn.Module):
 
         def project(name: str) -> jax.Array:
             heads = Dense(c.hidden_size, self.dtype, name=name)(x)
-            return heads.reshape(*x.shape[:2], c.num_attention_heads, c.head_dim).astype(self.dtype)
+            return heads.reshape(*x.shape[:2], c.num_attention_heads, c.head_dim)
 
-        query, key, value = project("q"), project("k"), project("v")
+        query, key, value = project("q") * c.head_dim**-0.5, project("k"), project("v")
+        query, key, value = (heads.astype(self.dtype) for heads in (query, key, value))
         product = {"precision": precision_of(self.dtype), "preferred_element_type": jnp.float32}
-        scores = jnp.einsum("btnh,bsnh->bnts", query, key, **product) * c.head_dim**-0.5
-        scores = jnp.where(frame_mask[:, None, None, :], scores, MASKED_SCORE)
+        scores = jnp.einsum("btnh,bsnh->bnts", query, key, **product)
+        scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
         weights = jax.nn.softmax(scores, axis=-1)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=deterministic)
-        context = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value, **product)
-        return Dense(c.hidden_size, self.dtype, name="out")(context.reshape(x.shape))
+        context = jnp.einsum("bnts,bsnh->bnth", weights.astype(self.dtype), value, **product)
+        # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs
+        context = jnp.concatenate([context[:, n] for n in range(c.num_attention_heads)], axis=-1)
+        return Dense(c.hidden_size, self.dtype, name="out")(context)
 
 
 class FeedForward(nn.Module):

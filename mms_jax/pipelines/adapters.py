@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ from mms_jax.models.trees import Params, stack_layers
 from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
 
 HEAD_MULTIPLE = 64  # heads are padded to a multiple of this: languages of one checkpoint share one compilation
-MAX_RESIDENT = 64  # adapters kept in memory; one of mms-1b-all takes 9 MB in float32
+MAX_RESIDENT = 64  # adapters kept in memory; one of mms-1b-all takes 9 MB and, in float32, 5 kB per column of the head
 
 
 def available_languages(source: Source, config: Wav2Vec2Config, tokenizer: CTCTokenizer) -> list[str]:
     """Tags of a checkpoint that have a vocabulary and, as far as the files at hand tell, an adapter."""
-    tags = tokenizer.languages
-    if not config.has_adapters or len(tags) == 1 or not isinstance(source, Directory):
-        return list(tags)  # a hub repository is not listed: its vocabulary says what it was published with
+    tags = list(tokenizer.languages)
+    if not config.has_adapters and len(tags) > 1:
+        return [tag for tag in tags if tag == tokenizer.target_lang]  # one head: it can be of one language only
+    if len(tags) < 2 or not isinstance(source, Directory):
+        return tags  # a hub repository is not listed: its vocabulary says what it was published with
     files = set(source.filenames())
-    return [tag for tag in tags if adapter_filename(tag) in files]
+    return [tag for tag in tags if f"adapter.{tag}.safetensors" in files]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class AdapterStore:
     @property
     def languages(self) -> list[str]:
         """Tags that can be asked for: the checkpoint's and those added by hand."""
-        published = available_languages(self.source, self.config, self.tokenizer)
-        return [*published, *(tag for tag in self._pinned if tag not in published)]
+        return [*self._published, *(tag for tag in self._pinned if tag not in self._published)]
+
+    @cached_property
+    def _published(self) -> list[str]:
+        return available_languages(self.source, self.config, self.tokenizer)
 
     def resolve(self, language: str | None) -> str | None:
         """The tag for what a user wrote; None stays None where the checkpoint has one vocabulary only.
@@ -69,6 +75,11 @@ class AdapterStore:
             LanguageError: unknown here, or none given although there are several.
         """
         available = self.languages
+        if not available and self.tokenizer.is_nested:
+            raise LanguageError(
+                f"{self.source.name}: vocab.json names {len(self.tokenizer.languages)} languages, but there is no "
+                "adapter.<language>.safetensors for any of them"
+            )
         if language is not None:
             if not available:
                 raise LanguageError(f"{self.source.name} has a single vocabulary and no languages; leave language out")
@@ -97,8 +108,9 @@ class AdapterStore:
         """Read an adapter file from anywhere under a tag of the user's choice.
 
         Its vocabulary is ``vocab`` (a mapping or a vocab.json), or else the vocab.json beside the file, or else the
-        checkpoint's own for that tag. A nested one is asked for ``language``, then for the tag in the file's name.
+        checkpoint's own for that tag. A nested one is asked for the tag in the file's name, then for ``language``.
         """
+        adapter_filename(language)  # refuses a tag that could not be saved again
         vocabulary = self._vocabulary_for(Path(path), language, vocab)
         leaves = load_adapter(path, self.config, dtype=self.dtype)
         self._pinned[language] = self._prepare(language, leaves, vocabulary, where=str(path))
@@ -143,13 +155,11 @@ class AdapterStore:
         tokens = vocab if isinstance(vocab, Mapping) else read_json(vocab)
         if any(isinstance(value, Mapping) for value in tokens.values()):
             own_tag = path.name.removeprefix("adapter.").removesuffix(".safetensors")
-            nested = tokens.get(language, tokens.get(own_tag))
+            nested = tokens.get(own_tag, tokens.get(language))
             if not isinstance(nested, Mapping):
-                raise VocabularyError(f"{vocab}: holds several languages, but neither {language!r} nor {own_tag!r}")
+                raise VocabularyError(f"{vocab}: holds several languages, but neither {own_tag!r} nor {language!r}")
             tokens = nested
-        config = {key: value for key, value in self.tokenizer.config.items() if key != "added_tokens_decoder"}
-        config["target_lang"] = language
-        return CTCTokenizer({language: tokens}, config, source=f"vocabulary of {path}").vocabulary(language)
+        return _nested({language: tokens}, self.tokenizer, language, f"vocabulary of {path}").vocabulary(language)
 
 
 def _pad_head(head: Params, width: int) -> Params:
@@ -159,3 +169,36 @@ def _pad_head(head: Params, width: int) -> Params:
         "kernel": jnp.pad(head["kernel"], ((0, 0), (0, extra))),
         "bias": jnp.pad(head["bias"], (0, extra), constant_values=MASKED_SCORE),
     }
+
+
+def unpadded(adapter: LanguageAdapter) -> Params:
+    """Its leaves with the head as wide as the vocabulary."""
+    head, size = adapter.leaves["lm_head"], adapter.vocab_size
+    return {**adapter.leaves, "lm_head": {"kernel": head["kernel"][:, :size], "bias": head["bias"][:size]}}
+
+
+def language_tokenizer(adapter: LanguageAdapter, tokenizer: CTCTokenizer) -> CTCTokenizer:
+    """A tokenizer of this adapter's vocabulary alone, with the settings of ``tokenizer``."""
+    if adapter.language is None:
+        return tokenizer
+    return _nested({adapter.language: dict(adapter.vocabulary.tokens)}, tokenizer, adapter.language, "vocab.json")
+
+
+def merged_tokenizer(
+    directory: Path, adapter: LanguageAdapter, tokenizer: CTCTokenizer, *, overwrite: bool
+) -> CTCTokenizer:
+    """The vocabularies in ``directory``, or none yet, with this adapter's added."""
+    assert adapter.language is not None
+    if not (directory / "vocab.json").is_file():
+        return language_tokenizer(adapter, tokenizer)
+    there = CTCTokenizer.from_directory(directory)
+    tokens = dict(adapter.vocabulary.tokens)
+    if there.is_nested and there.vocab.get(adapter.language) == tokens:
+        return there
+    return there.with_language(adapter.language, tokens, overwrite=overwrite)
+
+
+def _nested(vocab: Mapping[str, Any], tokenizer: CTCTokenizer, language: str, source: str) -> CTCTokenizer:
+    """Added tokens stay behind: their ids are those of another vocabulary."""
+    config = {key: value for key, value in tokenizer.config.items() if key != "added_tokens_decoder"}
+    return CTCTokenizer(vocab, {**config, "target_lang": language}, source=source)

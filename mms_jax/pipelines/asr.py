@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mms_jax.audio import SAMPLING_RATE
-from mms_jax.checkpoint import adapter_filename, load_ctc, load_processor, open_source, save_adapter
+from mms_jax.checkpoint import (
+    adapter_filename,
+    load_ctc,
+    load_processor,
+    open_source,
+    save_adapter,
+    save_ctc,
+    save_processor,
+)
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import AudioError, ConfigError, LanguageError
+from mms_jax.errors import AudioError, CheckpointError, ConfigError, LanguageError, NumericsError
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, split_adapter, unstack_layers
-from mms_jax.pipelines.adapters import AdapterStore, LanguageAdapter
-from mms_jax.pipelines.batching import Batch, is_many, load_all, make_batches
+from mms_jax.pipelines.adapters import (
+    AdapterStore,
+    LanguageAdapter,
+    language_tokenizer,
+    merged_tokenizer,
+    unpadded,
+)
+from mms_jax.pipelines.batching import is_many, load_all, make_batches
 from mms_jax.text.ctc import CTCTokenizer
 
 MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
+WINDOW = 128  # items decoded and held at a time, and sorted by length among each other
+SILENCE = 2.0**-14  # largest range of samples that is silence: two steps of 16-bit audio, what dither leaves
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -33,9 +49,9 @@ class Transcription:
     """What was recognised in one item, or why nothing could be."""
 
     language: str | None  # the checkpoint's tag; None for checkpoints without languages
-    duration: float  # seconds of audio; 0.0 where there is an error
+    duration: float  # seconds of audio; 0.0 where it could not be read
     transcript: str | None = None
-    error: AudioError | None = None
+    error: AudioError | NumericsError | None = None
 
     @property
     def text(self) -> str:
@@ -136,7 +152,7 @@ class SpeechRecognizer:
         """The parameter tree with the current language's adapter and head (before one is chosen, those in the base)."""
         if self._current is None:
             return merge_trees(self._base, self._store.base_leaves)
-        return merge_trees(self._base, _unpadded(self._current))
+        return merge_trees(self._base, unpadded(self._current))
 
     def load_adapter(
         self,
@@ -158,6 +174,8 @@ class SpeechRecognizer:
         is_file = isinstance(adapter, PathLike) or str(adapter).endswith((".safetensors", ".bin"))
         if is_file and language is None:
             raise LanguageError(f"{adapter}: say which language it is, language='xyz'")
+        if is_file and not Path(adapter).is_file():
+            raise CheckpointError(f"{adapter}: no such file")
         if is_file:
             assert language is not None
             self._current = self._store.add(adapter, language=language, vocab=vocab)
@@ -183,11 +201,26 @@ class SpeechRecognizer:
         path = directory / adapter_filename(chosen.language)
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; overwrite=True replaces it")
-        directory.mkdir(parents=True, exist_ok=True)
-        self._merged_tokenizer(directory, chosen, overwrite=overwrite).save(directory)
-        leaves = _unpadded(chosen)
+        tokenizer = merged_tokenizer(directory, chosen, self.tokenizer, overwrite=overwrite)
+        leaves = unpadded(chosen)
         save_adapter(path, config=self._config, params=unstack_layers(leaves) if self._scan_layers else leaves)
+        tokenizer.save(directory)
         return path
+
+    def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
+        """Write a whole checkpoint, processor included, that this library and transformers load.
+
+        Its base weights hold the current language's adapter and head, and its vocabulary is that language's.
+
+        Args:
+            directory: made if it is not there; files of the same names are replaced.
+            params: trained parameters, a tree like ``params``; default those.
+        """
+        chosen = self._adapter(None)
+        tree = self.params if params is None else params
+        tree = unstack_layers(tree) if self._scan_layers else tree
+        save_ctc(directory, config=self._config.replace(vocab_size=chosen.vocab_size), params=tree)
+        save_processor(directory, self.feature_extractor, language_tokenizer(chosen, self.tokenizer))
 
     def transcribe(
         self,
@@ -209,26 +242,23 @@ class SpeechRecognizer:
 
         Returns:
             A ``Transcription``, or for a list a list of them in order. Audio of less than one frame (25 ms) and digital
-            silence give the text "".
+            silence (samples within two steps of 16-bit audio of each other) give the text "".
 
         Raises:
             LanguageError: a language that is not here, before anything is decoded.
-            AudioError: a single item that cannot be used. In a list its ``Transcription`` carries the error instead,
+            AudioError: a single item that cannot be used. NumericsError: the model's output for it is not finite. In a
+                list its ``Transcription`` carries the error instead,
                 and the others are what they would be without it.
         """
         items, tags, many = self._items(audio, language)
-        waveforms = load_all(items, max_duration=max_duration)
-        texts = ["" if _is_silent(waveform) else None for waveform in waveforms]
-        todo = [i for i, text in enumerate(texts) if text is None and self._has_frames(waveforms[i])]
-        for index, _, ids in self._forward(waveforms, tags, todo, batch_size):
-            texts[index] = self._store.get(tags[index]).vocabulary.decode(ids)
-        results = [
-            Transcription(tag, 0.0, error=waveform)
-            if isinstance(waveform, AudioError)
-            else Transcription(tag, len(waveform) / SAMPLING_RATE, transcript=text or "")
-            for tag, waveform, text in zip(tags, waveforms, texts, strict=True)
-        ]
-        return results if many else _single(results[0], results[0].error)
+        results: list[Transcription] = []
+        for start in range(0, len(items), WINDOW):
+            window = slice(start, start + WINDOW)
+            waveforms = load_all(items[window], max_duration=max_duration, first=start if many else None)
+            results += self._transcribe(waveforms, tags[window], batch_size)
+        if not many and results[0].error is not None:
+            raise results[0].error
+        return results if many else results[0]
 
     def logits(
         self,
@@ -253,8 +283,29 @@ class SpeechRecognizer:
                 raise waveform
         results = [np.zeros((0, self._store.get(tag).vocab_size), np.float32) for tag in tags]
         todo = [i for i, waveform in enumerate(waveforms) if self._has_frames(waveform)]
-        for index, logits, _ in self._forward(waveforms, tags, todo, batch_size):
-            results[index] = np.asarray(logits)
+        for index, logits, _ in self._forward(waveforms, tags, todo, batch_size, output="logits"):
+            results[index] = logits[:, : results[index].shape[1]]
+        return results
+
+    def _transcribe(
+        self, waveforms: Sequence[np.ndarray | AudioError], tags: Sequence[str | None], batch_size: int
+    ) -> list[Transcription]:
+        results = [
+            Transcription(tag, 0.0, error=waveform)
+            if isinstance(waveform, AudioError)
+            else Transcription(tag, len(waveform) / SAMPLING_RATE, transcript="")
+            for tag, waveform in zip(tags, waveforms, strict=True)
+        ]
+        todo = [i for i, waveform in enumerate(waveforms) if self._has_frames(waveform) and not _is_silent(waveform)]
+        for index, ids, finite in self._forward(waveforms, tags, todo, batch_size, output="ids"):
+            result = results[index]
+            if finite:
+                text = self._store.get(result.language).vocabulary.decode(ids)
+                results[index] = replace(result, transcript=text)
+            else:
+                dtype = jnp.dtype(self._dtype)
+                error = NumericsError(f"the model's output for this item is not finite in {dtype}; try float32")
+                results[index] = replace(result, transcript=None, error=error)
         return results
 
     def _items(self, audio: Any, language: str | Sequence[str] | None) -> tuple[list[Any], list[str | None], bool]:
@@ -262,10 +313,17 @@ class SpeechRecognizer:
         many = is_many(audio)
         items = list(audio) if many else [audio]
         if language is None or isinstance(language, str):
-            return items, [self._tag(language)] * len(items), many
-        if len(language) != len(items):
-            raise LanguageError(f"{len(items)} item(s), but {len(language)} language(s); give one for all or one each")
-        return items, [self._tag(one) for one in language], many
+            languages: list[str | None] = [language] * len(items)
+        elif isinstance(language, Iterable) and not isinstance(language, bytes):
+            languages = list(language)
+        else:
+            raise LanguageError(f"language is {language!r}; give a code, a name, or a list of them")
+        if len(languages) != len(items):
+            raise LanguageError(f"{len(items)} item(s), but {len(languages)} language(s); give one for all or one each")
+        tags = {one: self._tag(one) for one in dict.fromkeys(languages)}
+        for tag in tags.values():
+            self._store.get(tag)  # a damaged adapter fails the call before anything is decoded
+        return items, [tags[one] for one in languages], many
 
     def _tag(self, language: str | None) -> str | None:
         if language is None and self._current is not None:
@@ -279,9 +337,15 @@ class SpeechRecognizer:
         return not isinstance(waveform, AudioError) and len(waveform) >= self._config.min_samples
 
     def _forward(
-        self, waveforms: Sequence[Any], tags: Sequence[str | None], todo: Sequence[int], batch_size: int
-    ) -> Iterator[tuple[int, jax.Array, np.ndarray]]:
-        """Yield (index, logits [T, V], greedy ids [T]) for the items in ``todo``, one language at a time."""
+        self,
+        waveforms: Sequence[Any],
+        tags: Sequence[str | None],
+        todo: Sequence[int],
+        batch_size: int,
+        *,
+        output: Literal["logits", "ids"],
+    ) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """Yield (index, logits [T, padded V] or greedy ids [T], whether they are finite) for the items in ``todo``."""
         for tag in dict.fromkeys(tags[index] for index in todo):
             adapter = self._store.get(tag)
             indices = [index for index in todo if tags[index] == tag]
@@ -293,17 +357,10 @@ class SpeechRecognizer:
                 pad=self._config.feat_extract_norm == "layer",
             )
             for batch in batches:
-                yield from self._run(batch, adapter, indices)
-
-    def _run(
-        self, batch: Batch, adapter: LanguageAdapter, indices: Sequence[int]
-    ) -> Iterator[tuple[int, jax.Array, np.ndarray]]:
-        logits, ids = self._jitted(self._base, adapter.leaves, *batch.features)
-        ids = np.asarray(ids)
-        num_samples = batch.features.attention_mask.sum(axis=1)
-        for row, index in enumerate(batch.indices):
-            num_frames = int(self._config.num_frames(num_samples[row]))
-            yield indices[index], logits[row, :num_frames, : adapter.vocab_size], ids[row, :num_frames]
+                outputs = self._jitted(self._base, adapter.leaves, *batch.features)
+                values, finite = np.asarray(outputs[output]), np.asarray(outputs["finite"])
+                for row, index in enumerate(indices[i] for i in batch.indices):
+                    yield index, values[row, : int(self._config.num_frames(len(waveforms[index])))], bool(finite[row])
 
     @cached_property
     def _jitted(self):
@@ -313,39 +370,15 @@ class SpeechRecognizer:
             width = adapter["lm_head"]["kernel"].shape[1]
             module = Wav2Vec2ForCTC(self._config.replace(vocab_size=width), self._dtype, self._scan_layers)
             output: Any = module.apply({"params": merge_trees(base, adapter)}, input_values, attention_mask)
-            return output.logits, jnp.argmax(output.logits, axis=-1)
+            finite = jnp.isfinite(jnp.where(output.frame_mask[..., None], output.logits, 0)).all(axis=(1, 2))
+            return {"logits": output.logits, "ids": jnp.argmax(output.logits, axis=-1), "finite": finite}
 
         return jax.jit(forward)
 
-    def _merged_tokenizer(self, directory: Path, adapter: LanguageAdapter, *, overwrite: bool) -> CTCTokenizer:
-        """The directory's vocabularies, or none yet, with this adapter's added."""
-        assert adapter.language is not None
-        tokens = dict(adapter.vocabulary.tokens)
-        if (directory / "vocab.json").is_file():
-            there = CTCTokenizer.from_directory(directory)
-            if dict(there.vocab.get(adapter.language, {})) == tokens:
-                return there
-            return there.with_language(adapter.language, tokens, overwrite=overwrite)
-        config = {key: value for key, value in self.tokenizer.config.items() if key != "added_tokens_decoder"}
-        config["target_lang"] = adapter.language
-        return CTCTokenizer({adapter.language: tokens}, config, source=str(directory / "vocab.json"))
-
-
-def _unpadded(adapter: LanguageAdapter) -> Params:
-    head = adapter.leaves["lm_head"]
-    size = adapter.vocab_size
-    return {**adapter.leaves, "lm_head": {"kernel": head["kernel"][:, :size], "bias": head["bias"][:size]}}
-
 
 def _is_silent(waveform: np.ndarray | AudioError) -> bool:
-    """Digital silence: every sample the same. A model hears something in anything, so it is not asked."""
-    return not isinstance(waveform, AudioError) and len(waveform) > 0 and waveform.min() == waveform.max()
-
-
-def _single(result: Transcription, error: AudioError | None) -> Transcription:
-    if error is not None:
-        raise error
-    return result
+    """Digital silence. A model hears something in anything, so it is not asked."""
+    return not isinstance(waveform, AudioError) and bool(np.ptp(waveform) <= SILENCE)
 
 
 def _check_dtype(dtype: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ DECODE_THREADS = 4  # soundfile and soxr release the GIL
 class Batch(NamedTuple):
     """Rows that go through the model together."""
 
-    indices: list[int]  # of the items the first rows belong to; further rows are empty
+    indices: list[int]  # of the item each row belongs to
     features: Features
 
 
@@ -36,19 +37,24 @@ def is_many(audio: Any) -> bool:
     return not (len(audio) and all(np.isscalar(item) and not isinstance(item, (str, bytes)) for item in audio))
 
 
-def load_all(items: Sequence[Any], *, max_duration: float) -> list[np.ndarray | AudioError]:
-    """Decode every item to float32 [S] at 16 kHz, in order; an item that cannot be used gives its error instead."""
+def load_all(items: Sequence[Any], *, max_duration: float, first: int | None = 0) -> list[np.ndarray | AudioError]:
+    """Decode every item to float32 [S] at 16 kHz, in order; an item that cannot be used gives its error instead.
 
-    def load(item: Any) -> np.ndarray | AudioError:
+    Errors of items that have no name of their own get their number, counted from ``first``; None: there is only one.
+    """
+
+    def load(index: int) -> np.ndarray | AudioError:
         try:
-            return load_audio(item, max_duration=max_duration)
+            return load_audio(items[index], max_duration=max_duration)
         except AudioError as error:
-            return error
+            if first is None or isinstance(items[index], (str, PathLike)):
+                return error
+            return AudioError(f"item {first + index}: {error}")
 
     if len(items) < 2:
-        return [load(item) for item in items]
+        return [load(index) for index in range(len(items))]
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        return list(pool.map(load, items))
+        return list(pool.map(load, range(len(items))))
 
 
 def make_batches(
@@ -66,18 +72,26 @@ def make_batches(
         extractor: the checkpoint's.
         batch_size: most rows in a batch.
         max_samples: most padded samples in a batch of more than one row; bounds memory.
-        pad: whether rows may be padded to a bucket's length, and batches to a power of two of rows, so that few shapes
-            are compiled. Models whose result depends on padding (group norm) get rows of exactly equal length instead.
+        pad: whether rows may be padded to a bucket's length, so that few shapes are compiled. Models whose result
+            depends on padding (group norm) get rows of exactly equal length instead.
+
+    The number of rows is a power of two, for the same reason: 11 clips of a length go as 8 + 2 + 1.
     """
     bucket: Callable[[int], int] = bucket_length if pad else int
     lengths = [len(waveform) for waveform in waveforms]
-    for indices in bucketed_batches(lengths, batch_size=batch_size, max_samples=max_samples, bucket=bucket):
-        width = bucket(lengths[indices[0]])
-        rows = 1 << (len(indices) - 1).bit_length() if pad else len(indices)
-        input_values = np.zeros((rows, width), np.float32)
-        attention_mask = np.zeros((rows, width), bool)
-        for row, index in enumerate(indices):
-            normalised = extractor([waveforms[index]]).input_values[0]
-            input_values[row, : len(normalised)] = normalised
-            attention_mask[row, : len(normalised)] = True
-        yield Batch(indices, Features(input_values, attention_mask))
+    for group in bucketed_batches(lengths, batch_size=batch_size, max_samples=max_samples, bucket=bucket):
+        for indices in _powers_of_two(group):
+            shape = len(indices), bucket(lengths[indices[0]])
+            features = Features(np.zeros(shape, np.float32), np.zeros(shape, bool))
+            for row, index in enumerate(indices):
+                normalised = extractor([waveforms[index]]).input_values[0]
+                features.input_values[row, : len(normalised)] = normalised
+                features.attention_mask[row, : len(normalised)] = True
+            yield Batch(indices, features)
+
+
+def _powers_of_two(indices: list[int]) -> Iterator[list[int]]:
+    while indices:
+        count = 1 << (len(indices).bit_length() - 1)
+        yield indices[:count]
+        indices = indices[count:]
