@@ -306,6 +306,7 @@ def test_a_directory_wins_whatever_its_name_looks_like(name, kind, workplace):
         "./models/x",
         "../x",
         "/no/such/place",
+        "nowhere",
         "a/b/c",
         "org/mo..del",
         "org/mo--del",
@@ -331,7 +332,7 @@ def test_a_path_object_is_never_a_hub_name(name, workplace):
         open_source(Path(name))
 
 
-@pytest.mark.parametrize("name", ["org/model-", "org/model.git", "org/" + "x" * 97, "x-"])
+@pytest.mark.parametrize("name", ["org/model-", "org/model.git", "org/" + "x" * 97, "a/x-"])
 def test_a_name_that_only_the_hub_knows_to_be_wrong_is_a_typed_error_too(name, workplace, offline):
     with pytest.raises(CheckpointError, match="not a hub name"):
         load_ctc(open_source(name, **offline))

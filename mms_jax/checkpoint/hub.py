@@ -12,7 +12,7 @@ from mms_jax.errors import CheckpointError
 
 _FILES_SHOWN = 12
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # a bare word is a mistyped directory
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
