@@ -9,6 +9,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 
+import jiwer
 import numpy as np
 
 import mms_jax
@@ -18,22 +19,6 @@ from experiments.demo.synthesize import HELD_OUT_CLIPS, SAMPLE_RATE, Corpus, loa
 
 ROWS = 20
 SHAPE_SECONDS = (2.0, 4.8)  # padded lengths: two compilations
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance in characters."""
-    row = np.arange(len(b) + 1)
-    for i, character in enumerate(a, start=1):
-        changed = np.minimum(row[:-1] + [character != other for other in b], row[1:] + 1)
-        row = np.concatenate([[i], changed])
-        row = np.minimum.accumulate(row - np.arange(len(row))) + np.arange(len(row))  # insertions, left to right
-    return int(row[-1])
-
-
-def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Total edit distance over total reference length, spaces counted as characters."""
-    distance = sum(edit_distance(r, h) for r, h in zip(references, hypotheses, strict=True))
-    return distance / sum(map(len, references))
 
 
 def greedy_text(ids: Sequence[int], *, tokens: Sequence[str]) -> str:
@@ -88,7 +73,7 @@ def main() -> None:
         corpus = load_corpus(code, split="test", count=HELD_OUT_CLIPS)
         clips = [corpus.clip(i).astype(np.float32) / 32768 for i in range(HELD_OUT_CLIPS)]
         texts = [result.text for result in asr.transcribe(clips, language=code, batch_size=ROWS)]
-        rate = character_error_rate(corpus.texts, texts)
+        rate = jiwer.cer(list(corpus.texts), list(texts))
         minutes = corpus.num_samples.sum() / SAMPLE_RATE / 60
         right = words_right(corpus.texts, texts)
         print(f"| {code} | {HELD_OUT_CLIPS} | {minutes:.1f} | {rate:.1%} | {right:.1%} |", flush=True)

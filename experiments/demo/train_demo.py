@@ -43,13 +43,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jiwer
 import numpy as np
 import optax
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
 from experiments.demo.batches import BLANK, Batch, Bucket, batches, prefetch, vocabulary
-from experiments.demo.evaluate import character_error_rate, transcribe
+from experiments.demo.evaluate import transcribe
 from experiments.demo.sentences import LANGUAGES
 from experiments.demo.synthesize import HELD_OUT_CLIPS, SAMPLE_RATE, TRAIN_CLIPS, WORK, load_corpus
 from mms_jax.config import Wav2Vec2Config
@@ -159,7 +160,7 @@ def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dic
         own = {path: value[i] for path, value in language.items()}
         corpus = load_corpus(code, split=split, count=HELD_OUT_CLIPS)
         texts = transcribe(functools.partial(best_ids, base, own, column_mask()[i]), corpus, code=code, count=count)
-        rates[code] = character_error_rate(corpus.texts[:count], texts)
+        rates[code] = jiwer.cer(list(corpus.texts[:count]), list(texts))
         print(
             "   ", code, f"{rates[code]:.4f}", *(f"[{r} -> {h}]" for r, h in zip(corpus.texts[:3], texts, strict=False))
         )
