@@ -250,6 +250,15 @@ def test_a_whole_checkpoint_is_saved_for_both_libraries(directory, tmp_path):
         assert again.transcribe(clip).text == reference.transcribe(clip)
 
 
+def test_a_sole_language_is_saved_with_its_own_adapter_though_nobody_chose_it(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    (copy / "vocab.json").write_text(json.dumps({"fra": vocab(LETTERS["fra"])}))
+    asr, clip = mms_jax.load_asr(copy), noise(6000)
+    asr.save_pretrained(tmp_path / "saved")  # the base weights of the copy hold English
+    saved = mms_jax.load_asr(tmp_path / "saved")
+    np.testing.assert_array_equal(saved.logits(clip)[0], asr.logits(clip)[0])
+
+
 def test_a_tag_that_could_be_no_file_name_stands_in_nobodys_way(directory, tmp_path):
     copy = shutil.copytree(directory, tmp_path / "copy")
     vocabularies = json.loads((copy / "vocab.json").read_text())

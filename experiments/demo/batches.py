@@ -71,7 +71,7 @@ def place_in_noise(clips: Sequence[np.ndarray], *, num_samples: int, rng: np.ran
     level = max(float(np.sqrt(np.mean(np.square(clip.astype(np.float32))))) for clip in clips)
     audio = rng.standard_normal(num_samples, dtype=np.float32) * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
     end = 0
-    for gap, clip in zip(gaps, clips, strict=False):
+    for gap, clip in zip(gaps, clips, strict=False):  # the last gap comes after the last clip
         start, end = end + gap, end + gap + len(clip)
         audio[start:end] += clip
     return normalize(audio)

@@ -17,23 +17,16 @@ from experiments.demo.batches import SPECIAL_TOKENS, vocabulary
 from experiments.demo.sentences import LANGUAGES, load_lexicon
 from experiments.demo.synthesize import SAMPLE_RATE, SPLIT_SEEDS, WORK, Utterance, draw_utterance, synthesize
 from experiments.demo.train_demo import CONFIG
-from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc
+from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc, save_processor
 from mms_jax.config import Wav2Vec2Config
+from mms_jax.features import FeatureExtractor
 from mms_jax.models.trees import is_adapter_path, unflatten
+from mms_jax.text.ctc import CTCTokenizer
 
 DEMO = Path("mms_jax/demo")
 BASE_LANGUAGE = "eng"  # whose adapter and head the base weights hold, as in every published MMS checkpoint
 CLIPS_PER_LANGUAGE = 3
 CLIP_SECONDS = (2.0, 4.0)
-PREPROCESSOR = {
-    "do_normalize": True,
-    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-    "feature_size": 1,
-    "padding_side": "right",
-    "padding_value": 0,
-    "return_attention_mask": True,
-    "sampling_rate": SAMPLE_RATE,
-}
 TOKENIZER = {
     **dict(
         zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), SPECIAL_TOKENS, strict=True)
@@ -63,11 +56,6 @@ def language_params(trained: dict[str, np.ndarray], *, code: str) -> tuple[Wav2V
     return CONFIG.replace(vocab_size=vocab_size), unflatten(own)
 
 
-def write_json(path: Path, values: object) -> None:
-    """Indented JSON, letters as they are."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def write_model(trained: dict[str, np.ndarray], directory: Path) -> None:
     """Write a checkpoint that this library and transformers load: base weights, adapters, vocabularies."""
     config, params = language_params(trained, code=BASE_LANGUAGE)
@@ -75,9 +63,8 @@ def write_model(trained: dict[str, np.ndarray], directory: Path) -> None:
     for code in LANGUAGES:
         config, params = language_params(trained, code=code)
         save_adapter(directory / adapter_filename(code), config=config, params=params)
-    write_json(directory / "vocab.json", {code: vocabulary(code) for code in LANGUAGES})
-    write_json(directory / "tokenizer_config.json", TOKENIZER)
-    write_json(directory / "preprocessor_config.json", PREPROCESSOR)
+    tokenizer = CTCTokenizer({code: vocabulary(code) for code in LANGUAGES}, TOKENIZER)
+    save_processor(directory, FeatureExtractor(), tokenizer)
     (directory / "README.md").write_text(MODEL_CARD, encoding="utf-8")
 
 

@@ -161,9 +161,8 @@ def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dic
         corpus = load_corpus(code, split=split, count=HELD_OUT_CLIPS)
         texts = transcribe(functools.partial(best_ids, base, own, column_mask()[i]), corpus, code=code, count=count)
         rates[code] = jiwer.cer(list(corpus.texts[:count]), list(texts))
-        print(
-            "   ", code, f"{rates[code]:.4f}", *(f"[{r} -> {h}]" for r, h in zip(corpus.texts[:3], texts, strict=False))
-        )
+        examples = zip(corpus.texts[:3], texts[:3], strict=True)
+        print("   ", code, f"{rates[code]:.4f}", *(f"[{said} -> {heard}]" for said, heard in examples))
     return rates
 
 

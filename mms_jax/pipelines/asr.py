@@ -217,7 +217,7 @@ class SpeechRecognizer:
             params: trained parameters, a tree like ``params``; default those.
         """
         chosen = self._adapter(None)
-        tree = self.params if params is None else params
+        tree = merge_trees(self._base, unpadded(chosen)) if params is None else params
         tree = unstack_layers(tree) if self._scan_layers else tree
         save_ctc(directory, config=self._config.replace(vocab_size=chosen.vocab_size), params=tree)
         save_processor(directory, self.feature_extractor, language_tokenizer(chosen, self.tokenizer))
