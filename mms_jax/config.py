@@ -7,135 +7,75 @@ than the checkpoint's author did. Field names and defaults are those of the Hugg
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, Self, TypeGuard
 
 from mms_jax.errors import ConfigError
 from mms_jax.files import read_json
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Bookkeeping that every transformers config carries; none of it changes what a forward pass computes.
-_BOOKKEEPING = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "is_encoder_decoder",
-        "problem_type",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "gradient_checkpointing",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "attn_implementation",
-        "use_cache",
-        "torchscript",
-        "finetuning_task",
-        "tokenizer_class",
-        "processor_class",
-        "initializer_range",
-        "feat_extract_dropout",
-        "feat_quantizer_dropout",
-        "num_feat_extract_layers",
-        "chunk_size_feed_forward",
-        "pruned_heads",
-        "tie_word_embeddings",
-    ]
+_BOOKKEEPING = _names(
+    """
+    _name_or_path architectures model_type transformers_version dtype torch_dtype return_dict
+    output_hidden_states output_attentions is_encoder_decoder problem_type id2label label2id num_labels
+    gradient_checkpointing _attn_implementation _attn_implementation_autoset attn_implementation use_cache
+    torchscript finetuning_task tokenizer_class processor_class initializer_range feat_extract_dropout
+    feat_quantizer_dropout num_feat_extract_layers chunk_size_feed_forward pruned_heads tie_word_embeddings
+    """
 )
 
 # Heads and objectives other than CTC: read by their own modules, never by the encoder or the CTC head.
-_OTHER_HEADS = frozenset(
-    [
-        "classifier_proj_size",
-        "codevector_dim",
-        "contrastive_logits_temperature",
-        "diversity_loss_weight",
-        "num_codevector_groups",
-        "num_codevectors_per_group",
-        "num_negatives",
-        "proj_codevector_dim",
-        "tdnn_dim",
-        "tdnn_kernel",
-        "tdnn_dilation",
-        "xvector_output_dim",
-        "adapter_kernel_size",
-        "adapter_stride",
-        "num_adapter_layers",
-        "output_hidden_size",
-    ]
+_OTHER_HEADS = _names(
+    """
+    classifier_proj_size codevector_dim contrastive_logits_temperature diversity_loss_weight
+    num_codevector_groups num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dim tdnn_kernel
+    tdnn_dilation xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
+    """
 )
 
 # Text-generation settings that transformers 4 wrote into every config.json; CTC models have no generation.
-_GENERATION = frozenset(
-    [
-        "max_length",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "bad_words_ids",
-        "num_return_sequences",
-        "output_scores",
-        "return_dict_in_generate",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "cross_attention_hidden_size",
-        "add_cross_attention",
-        "is_decoder",
-        "decoder_start_token_id",
-        "sep_token_id",
-        "prefix",
-        "task_specific_params",
-        "tf_legacy_loss",
-        "use_bfloat16",
-        "tie_encoder_decoder",
-    ]
+_GENERATION = _names(
+    """
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
+    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens cross_attention_hidden_size add_cross_attention is_decoder decoder_start_token_id
+    sep_token_id prefix task_specific_params tf_legacy_loss use_bfloat16 tie_encoder_decoder
+    """
 )
 
 # Training settings of fairseq and of the first transformers releases, in wav2vec2 files of 2021; now nobody reads them.
-_LEFTOVERS = frozenset(
-    [
-        "hidden_dropout_prob",
-        "mask_channel_length",
-        "mask_channel_min_space",
-        "mask_channel_other",
-        "mask_channel_prob",
-        "mask_channel_selection",
-        "mask_time_min_space",
-        "mask_time_other",
-        "mask_time_selection",
-        "no_mask_channel_overlap",
-        "no_mask_time_overlap",
-    ]
+_LEFTOVERS = _names(
+    """
+    hidden_dropout_prob mask_channel_length mask_channel_min_space mask_channel_other mask_channel_prob
+    mask_channel_selection mask_time_min_space mask_time_other mask_time_selection no_mask_channel_overlap
+    no_mask_time_overlap
+    """
+)
+
+# Training settings of VITS: its losses and discriminators, which no checkpoint in the Hugging Face layout holds.
+_VITS_TRAINING = _names(
+    """
+    segment_size hop_length discriminator_kernel_size discriminator_stride discriminator_periods
+    discriminator_period_channels discriminator_scale_channels
+    """
 )
 
 # Attributes that would change the maths: accepted only at the value this library computes.
 _FIXED: Mapping[str, tuple[Any, str]] = {
     "add_adapter": (False, "convolutional adapters after the encoder are not implemented"),
     "use_weighted_layer_sum": (False, "weighted layer sums are not implemented"),
+    "depth_separable_channels": (2, "the duration flows have two channels, as the original's noise has"),
 }
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -147,8 +87,71 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wav2Vec2Config:
+class ModelConfig:
+    """What all architectures' configurations have in common: the allow-list, checked types, the way back to a dict."""
+
+    model_type: ClassVar[str]
+    ignored: ClassVar[frozenset[str]]  # attributes that a config.json of this type may hold and nothing here reads
+
+    def __post_init__(self):
+        types = _types(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), types[field.name]))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name, allowed[0]) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; supported: {', '.join(allowed)}")
+        self._check_shapes()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> Self:
+        """Read a parsed ``config.json``; ``source`` names it in errors.
+
+        Raises:
+            ConfigError: another model type, an attribute not on the allow-list, or a value that is not computed.
+        """
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ConfigError(f"{source}: model_type is {model_type!r}; this library reads {cls.model_type!r} here")
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known - cls.ignored - _BOOKKEEPING - _GENERATION)
+        if unknown:
+            raise ConfigError(
+                f"{source}: unknown attribute(s) {', '.join(unknown)}; they may change what the model computes. "
+                "Remove them if they do not"
+            )
+        for name, (expected, reason) in _FIXED.items():
+            if values.get(name, expected) != expected:
+                raise ConfigError(f"{source}: {name} is {values[name]!r}; only {expected!r} is supported: {reason}")
+        try:
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Self:
+        """Read a ``config.json``; raises ConfigError naming the file when it is not one this library computes."""
+        return cls.from_dict(read_json(path), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as they stand in ``config.json``, ready for ``json.dumps``."""
+        return {name: _as_json(value) for name, value in dataclasses.asdict(self).items()} | {
+            "model_type": self.model_type
+        }
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some attributes changed."""
+        return dataclasses.replace(self, **changes)
+
+    def _check_shapes(self) -> None:
+        """Raise ConfigError for attributes that contradict each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wav2Vec2Config(ModelConfig):
     """Architecture of a wav2vec2 checkpoint; names and defaults are those of Hugging Face's ``Wav2Vec2Config``."""
+
+    model_type: ClassVar[str] = "wav2vec2"
+    ignored: ClassVar[frozenset[str]] = _OTHER_HEADS | _LEFTOVERS | {"add_adapter", "use_weighted_layer_sum"}
 
     vocab_size: int = 32
     hidden_size: int = 768
@@ -186,54 +189,6 @@ class Wav2Vec2Config:
     eos_token_id: int | None = 2
     adapter_attn_dim: int | None = None
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name)))
-        self._check_choices()
-        self._check_shapes()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> Wav2Vec2Config:
-        """Read a parsed ``config.json``; ``source`` names it in errors.
-
-        Raises:
-            ConfigError: another model type, an attribute not on the allow-list, or a value that is not computed.
-        """
-        model_type = values.get("model_type", "wav2vec2")
-        if model_type != "wav2vec2":
-            raise ConfigError(f"{source}: model_type is {model_type!r}; this library reads 'wav2vec2' here")
-        known = {field.name for field in dataclasses.fields(cls)}
-        ignored = _BOOKKEEPING | _OTHER_HEADS | _GENERATION | _LEFTOVERS | _FIXED.keys()
-        unknown = sorted(set(values) - known - ignored)
-        if unknown:
-            raise ConfigError(
-                f"{source}: unknown attribute(s) {', '.join(unknown)}; they may change what the model computes. "
-                "Remove them if they do not"
-            )
-        for name, (expected, reason) in _FIXED.items():
-            if values.get(name, expected) != expected:
-                raise ConfigError(f"{source}: {name} is {values[name]!r}; only {expected!r} is supported: {reason}")
-        try:
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
-
-    @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> Wav2Vec2Config:
-        """Read a ``config.json``; raises ConfigError naming the file when it is not one this library computes."""
-        return cls.from_dict(read_json(path), source=str(path))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes as they stand in ``config.json``, ready for ``json.dumps``."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()} | {
-            "model_type": "wav2vec2"
-        }
-
-    def replace(self, **changes: Any) -> Wav2Vec2Config:
-        """A copy with some attributes changed."""
-        return dataclasses.replace(self, **changes)
-
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -268,48 +223,151 @@ class Wav2Vec2Config:
             num_samples = (num_samples - kernel) // stride + 1
         return num_samples * (num_samples > 0)
 
-    def _check_choices(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; supported: {', '.join(allowed)}")
-
     def _check_shapes(self) -> None:
         lengths = {len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)}
         if len(lengths) != 1 or 0 in lengths:
             raise ConfigError("conv_dim, conv_stride and conv_kernel must have the same length, at least 1")
-        for name, divisor in (("num_attention_heads", self.num_attention_heads), *self._groups()):
-            if self.hidden_size % divisor:
-                raise ConfigError(f"hidden_size {self.hidden_size} is not divisible by {name} {divisor}")
+        _check_divisible(self, "hidden_size", by="num_attention_heads")
+        _check_divisible(self, "hidden_size", by="num_conv_pos_embedding_groups")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(
                 f"pad_token_id {self.pad_token_id} (the CTC blank) is outside vocab_size {self.vocab_size}"
             )
 
-    def _groups(self):
-        return (("num_conv_pos_embedding_groups", self.num_conv_pos_embedding_groups),)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VitsConfig(ModelConfig):
+    """Architecture of a VITS checkpoint; names and defaults are those of Hugging Face's ``VitsConfig``."""
+
+    model_type: ClassVar[str] = "vits"
+    ignored: ClassVar[frozenset[str]] = _VITS_TRAINING | {"depth_separable_channels", "pad_token_id"}
+
+    vocab_size: int = 38
+    hidden_size: int = 192
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 2
+    window_size: int = 4
+    use_bias: bool = True
+    ffn_dim: int = 768
+    layerdrop: float = 0.1
+    ffn_kernel_size: int = 3
+    flow_size: int = 192
+    spectrogram_bins: int = 513
+    hidden_act: str = "relu"
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    layer_norm_eps: float = 1e-5
+    use_stochastic_duration_prediction: bool = True
+    num_speakers: int = 1
+    speaker_embedding_size: int = 0
+    upsample_initial_channel: int = 512
+    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    leaky_relu_slope: float = 0.1
+    depth_separable_num_layers: int = 3
+    duration_predictor_flow_bins: int = 10
+    duration_predictor_tail_bound: float = 5.0
+    duration_predictor_kernel_size: int = 3
+    duration_predictor_dropout: float = 0.5
+    duration_predictor_num_flows: int = 4
+    duration_predictor_filter_channels: int = 256
+    prior_encoder_num_flows: int = 4
+    prior_encoder_num_wavenet_layers: int = 4
+    posterior_encoder_num_wavenet_layers: int = 16
+    wavenet_kernel_size: int = 5
+    wavenet_dilation_rate: int = 1
+    wavenet_dropout: float = 0.0
+    speaking_rate: float = 1.0
+    noise_scale: float = 0.667
+    noise_scale_duration: float = 0.8
+    sampling_rate: int = 16_000
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head of the text encoder."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame: 256, which is 16 ms, for every MMS model."""
+        return math.prod(self.upsample_rates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as they stand in ``config.json``, ready for ``json.dumps``."""
+        return super().to_dict() | {"depth_separable_channels": 2}
+
+    def _check_shapes(self) -> None:
+        _check_divisible(self, "hidden_size", by="num_attention_heads")
+        stages, kernels = len(self.upsample_rates), self.upsample_kernel_sizes
+        for condition, message in (
+            (stages > 0, "upsample_rates must not be empty"),
+            (len(kernels) == stages, "upsample_kernel_sizes and upsample_rates differ in length"),
+            (
+                all(k >= r and (k - r) % 2 == 0 for k, r in zip(kernels, self.upsample_rates, strict=False)),
+                "each upsample kernel must be its rate, or exceed it by an even number",
+            ),
+            (
+                self.upsample_initial_channel % 2**stages == 0,
+                f"upsample_initial_channel must be divisible by 2^{stages}, one halving for each upsample rate",
+            ),
+            (
+                len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes) > 0,
+                "resblock_kernel_sizes and resblock_dilation_sizes must have the same length, at least 1",
+            ),
+            (
+                all(k % 2 for k in (*self.resblock_kernel_sizes, self.wavenet_kernel_size)),
+                "resblock_kernel_sizes and wavenet_kernel_size must be odd",
+            ),
+            (self.duration_predictor_kernel_size % 2 == 1, "duration_predictor_kernel_size must be odd"),
+            (self.flow_size % 2 == 0, "flow_size must be even: the coupling layers halve it"),
+            (self.speaking_rate > 0, "speaking_rate must be over 0"),
+            (
+                self.num_speakers == 1 or self.speaker_embedding_size > 0,
+                "several speakers need a speaker_embedding_size",
+            ),
+        ):
+            if not condition:
+                raise ConfigError(message)
 
 
-_TYPES = typing.get_type_hints(Wav2Vec2Config)
-_MAY_BE_ZERO = frozenset({"pad_token_id", "bos_token_id", "eos_token_id"})
+def _check_divisible(config: ModelConfig, name: str, *, by: str) -> None:
+    value, divisor = getattr(config, name), getattr(config, by)
+    if value % divisor:
+        raise ConfigError(f"{name} {value} is not divisible by {by} {divisor}")
 
 
-def _coerce(name: str, value: Any) -> Any:
+_MAY_BE_ZERO = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "speaker_embedding_size"})
+
+
+@functools.cache
+def _types(config: type[ModelConfig]) -> Mapping[str, Any]:
+    return typing.get_type_hints(config)
+
+
+def _coerce(name: str, value: Any, expected: Any) -> Any:
     """Check a value against its field's type: a config.json can hold anything."""
-    expected = _TYPES[name]
     if value is None and type(None) in typing.get_args(expected):
         return None
     if expected is bool or expected is str:
         valid = isinstance(value, expected)
     elif expected is float:
         valid = _is_number(value) and 0 <= value < math.inf
-    elif expected == tuple[int, ...]:
-        value = tuple(value) if isinstance(value, list) else value
-        valid = isinstance(value, tuple) and all(_is_int(item) and item > 0 for item in value)
+    elif typing.get_origin(expected) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_coerce(name, item, typing.get_args(expected)[0]) for item in value)
+        valid = False
     else:
         valid = _is_int(value) and (value > 0 or (value == 0 and (name in _MAY_BE_ZERO or "min_masks" in name)))
     if not valid:
         raise ConfigError(f"{name} is {value!r}, which is not a valid {getattr(expected, '__name__', expected)}")
     return value
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

@@ -27,3 +27,7 @@ class ConfigError(CheckpointError):
 
 class VocabularyError(CheckpointError):
     """A vocabulary or tokenizer file that is malformed or contradicts the model."""
+
+
+class TextError(MMSError, ValueError):
+    """Text that cannot be spoken; the message names the item, the symbols and the reason."""

@@ -58,7 +58,7 @@ from mms_jax.models import CTCOutput, Wav2Vec2ForCTC
 from mms_jax.models.trees import flatten, is_adapter_path, unflatten
 
 # English and French spell less regularly: twice the share of every batch.
-SLOTS = ("eng", "eng", "fra", "fra", "deu", "spa")
+SLOTS = ("eng", "eng", "eng", "fra", "fra", "deu", "spa")
 WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 38 s of audio a step
 LOG_EVERY = 50  # steps
 QUICK_CLIPS = 60  # per language, in the evaluations on the way
@@ -194,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
         "--init", type=Path, help="go on from saved parameters, with a fresh optimiser and other batches"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its peak")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the batches")
     parser.add_argument("--output", type=Path, default=WORK / "run")
     return parser.parse_args()
 
@@ -232,8 +233,8 @@ class Log:
 
 def train(options: argparse.Namespace) -> None:
     """Train, evaluating and saving `last.safetensors` and `best.safetensors` every few minutes."""
-    params = restore(options.init) if options.init else init_params(seed=0)
-    stream = load_batches(warmup_steps=0 if options.init else WARMUP_STEPS, seed=1 if options.init else 0)
+    params = restore(options.init) if options.init else init_params(seed=options.seed)
+    stream = load_batches(warmup_steps=0 if options.init else WARMUP_STEPS, seed=options.seed)
     state = make_optimizer().init(params)
     print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters with all languages", flush=True)
     log, best, step, progress, evaluations = Log(), float("inf"), 0, 0.0, 0
