@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mms_jax.checkpoint.wav2vec2 as checkpoint_io
-from mms_jax.checkpoint.rules import ctc_rules
+from mms_jax.checkpoint.wav2vec2_rules import ctc_rules
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models import layers, wav2vec2
 from mms_jax.models.trees import flatten, unflatten

@@ -8,11 +8,11 @@ from mms_jax.checkpoint.wav2vec2 import (
     find_adapter,
     load_adapter,
     load_ctc,
-    open_weights,
     param_shapes,
     save_adapter,
     save_ctc,
 )
+from mms_jax.checkpoint.weights import open_weights
 
 __all__ = [
     "Checkpoint",

@@ -13,7 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from mms_jax.checkpoint.rules import HINTS, OPTIONAL, Rule
+from mms_jax.checkpoint.rules import Rule, Table
 from mms_jax.checkpoint.tensors import TensorInfo, TensorSource, aligned_empty, read_tensor
 from mms_jax.errors import CheckpointError
 from mms_jax.models.trees import Params, flatten, stacked_path, unflatten
@@ -34,12 +34,12 @@ class Binding(NamedTuple):
 
 
 def bind(
-    rules: Sequence[Rule], tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, source: str
+    table: Table, tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], *, source: str
 ) -> list[Binding]:
     """Match a file's tensors with a model's parameters, before any tensor is read.
 
     Args:
-        rules: the table.
+        table: of the architecture.
         tensors: what the file holds, by PyTorch name.
         expected: shape of every parameter of the model, by path.
         source: the checkpoint's name, for errors.
@@ -48,33 +48,37 @@ def bind(
         CheckpointError: a parameter without a tensor, a tensor without a parameter, one given twice, a wrong shape or
             dtype.
     """
-    by_path = {rule.jax: rule for rule in rules}
+    by_path = {rule.jax: rule for rule in table.rules}
     without_rule = expected.keys() - by_path.keys()
     assert not without_rule, f"no rule for {sorted(without_rule)}"
     bindings, missing = [], {}
-    for path in sorted(expected.keys() | OPTIONAL & by_path.keys()):
+    for path in sorted(expected.keys() | table.optional & by_path.keys()):
         rule = by_path[path]
         found = [name for name in (rule.torch, rule.alias) if name is not None and name in tensors]
         if len(found) == 2:
             raise CheckpointError(f"{source}: holds both {rule.torch} and {rule.alias}; they are the same tensor")
         if found:
             bindings.append(Binding(rule, found[0], tensors[found[0]]))
-        elif path not in OPTIONAL:
+        elif path not in table.optional:
             missing[rule.torch] = rule.layout.shape(expected[path])
     unknown = {name: tensors[name].shape for name in tensors.keys() - {binding.name for binding in bindings}}
-    _check_complete(missing, unknown, source=source)
+    _check_complete(missing, unknown, table.hints, source=source)
     for binding in bindings:
         _check_tensor(binding, expected)
     return bindings
 
 
 def _check_complete(
-    missing: Mapping[str, tuple[int, ...]], unknown: Mapping[str, tuple[int, ...]], *, source: str
+    missing: Mapping[str, tuple[int, ...]],
+    unknown: Mapping[str, tuple[int, ...]],
+    hints: Sequence[tuple[str, str]],
+    *,
+    source: str,
 ) -> None:
     parts = [_listed(names, what) for what, names in (("missing", missing), ("unknown", unknown)) if names]
     if parts:
         named = [*(f"missing {name}" for name in missing), *(f"unknown {name}" for name in unknown)]
-        hint = next((hint for pattern, hint in HINTS if any(re.search(pattern, name) for name in named)), None)
+        hint = next((hint for pattern, hint in hints if any(re.search(pattern, name) for name in named)), None)
         raise CheckpointError(f"{source}: {'; '.join(parts)}" + (f". {hint}" if hint else ""))
 
 
@@ -100,7 +104,8 @@ def to_jax(bindings: Iterable[Binding], *, dtype: Any, stack_layers: int | None 
 
     Args:
         bindings: from ``bind``.
-        dtype: of matrices and convolution kernels; vectors (norms, biases) stay float32, 0.1 % of the bytes.
+        dtype: of matrices and convolution kernels; vectors (norms, biases; 0.1 % of the bytes) stay float32, and so
+            does what a rule keeps.
         stack_layers: the number of layers, to stack them on a leading axis for scanned modules; None leaves them apart.
 
     Raises:
@@ -137,7 +142,7 @@ def _read_leaf(group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num
     """One parameter: a tensor, or one per layer, in our layout."""
     (first, (rule, _, info)), *_ = group
     shape = rule.layout.shape(info.shape)
-    target = dtype if rule.layout.is_matrix else np.dtype(np.float32)
+    target = dtype if rule.layout.is_matrix and not rule.float32 else np.dtype(np.float32)
     if first is None:
         leaf = aligned_empty(shape, target)
     else:
@@ -149,24 +154,22 @@ def _read_leaf(group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num
     return leaf
 
 
-def to_torch(
-    rules: Sequence[Rule], params: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
-) -> list[TensorSource]:
+def to_torch(table: Table, params: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[TensorSource]:
     """The tensors of a tree (unrolled layers) under their PyTorch names, for ``write_tensors``.
 
     Args:
-        rules: the table.
+        table: of the architecture.
         params: the tree.
         expected: shape of every parameter of the model, by path.
 
     Raises:
         CheckpointError: the tree is not that model's: a parameter is missing, unknown, or of another shape.
     """
-    by_path = {rule.jax: rule for rule in rules}
+    by_path = {rule.jax: rule for rule in table.rules}
     flat = flatten(params)
-    missing = {path: expected[path] for path in expected.keys() - flat.keys() - OPTIONAL}
-    unknown = {path: flat[path].shape for path in flat.keys() - expected.keys() - OPTIONAL}
-    _check_complete(missing, unknown, source="the parameters to be saved")
+    missing = {path: expected[path] for path in expected.keys() - flat.keys() - table.optional}
+    unknown = {path: flat[path].shape for path in flat.keys() - expected.keys() - table.optional}
+    _check_complete(missing, unknown, table.hints, source="the parameters to be saved")
     tensors = []
     for path, leaf in flat.items():
         if leaf.shape != expected.get(path, leaf.shape):

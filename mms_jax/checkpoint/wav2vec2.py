@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from mms_jax.checkpoint.engine import bind, to_jax, to_torch
-from mms_jax.checkpoint.hub import Source, list_files, require
-from mms_jax.checkpoint.rules import OPTIONAL, ctc_rules
-from mms_jax.checkpoint.tensors import TensorInfo, read_header, read_index, write_tensors
+from mms_jax.checkpoint.hub import Source, require
+from mms_jax.checkpoint.rules import Table
+from mms_jax.checkpoint.tensors import read_header, write_tensors
+from mms_jax.checkpoint.wav2vec2_rules import HINTS, OPTIONAL, ctc_rules
+from mms_jax.checkpoint.weights import bind_weights, save_model
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, LanguageError
-from mms_jax.files import write_json
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, flatten, is_adapter_path
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -57,32 +56,9 @@ def load_ctc(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = F
         CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json.
     """
     config = Wav2Vec2Config.from_file(require(source, "config.json"))
-    tensors = open_weights(source)
-    files = sorted({info.path.name for info in tensors.values()})
-    where = f"{source.name} ({files[0]})" if len(files) == 1 else source.name
-    bindings = bind(ctc_rules(config), tensors, param_shapes(config), source=where)
+    bindings = bind_weights(source, _ctc_table(config), param_shapes(config))
     return Checkpoint(
         config, to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
-    )
-
-
-def open_weights(source: Source) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint's weights, single file or sharded; nothing but headers is read.
-
-    Raises:
-        CheckpointError: no weights in the safetensors format are there, or they are malformed.
-    """
-    path = source.find(WEIGHTS)
-    if path is not None:
-        return read_header(path)
-    index = source.find(INDEX)
-    if index is not None:
-        return read_index(index, lambda shard: require(source, shard))
-    # A hub repository is not searched for the pickles: that would fetch gigabytes only to refuse them.
-    raise CheckpointError(
-        f"{source.name}: neither {WEIGHTS} nor {INDEX} is there (found: {list_files(source)}). pytorch_model.bin is a "
-        "pickle, which this library never opens; "
-        "save it as safetensors first (transformers: model.save_pretrained(directory))"
     )
 
 
@@ -108,6 +84,10 @@ def param_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
     return dict(_param_shapes(config))
 
 
+def _ctc_table(config: Wav2Vec2Config) -> Table:
+    return Table(ctc_rules(config), OPTIONAL, HINTS)
+
+
 def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: Any = jnp.float32) -> Params:
     """Read one language's adapter file: every layer's adapter block and the CTC head, of any vocabulary size.
 
@@ -122,7 +102,7 @@ def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: An
     vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     shapes = _adapter_shapes(config, vocab_size=vocab_size, what=str(path))
     rules = [rule for rule in ctc_rules(config) if rule.jax not in OPTIONAL]
-    return to_jax(bind(rules, tensors, shapes, source=str(path)), dtype=dtype)
+    return to_jax(bind(Table(rules, hints=HINTS), tensors, shapes, source=str(path)), dtype=dtype)
 
 
 def _adapter_shapes(config: Wav2Vec2Config, *, vocab_size: int, what: str) -> dict[str, tuple[int, ...]]:
@@ -157,11 +137,8 @@ def save_ctc(directory: str | PathLike[str], *, config: Wav2Vec2Config, params: 
     Raises:
         CheckpointError: ``params`` are not a whole tree of that config, or hold NaN. OSError: it cannot be written.
     """
-    directory = Path(directory)
-    tensors = to_torch(ctc_rules(config), params, param_shapes(config))
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS, tensors)
-    write_json(directory / "config.json", config.to_dict() | {"architectures": ["Wav2Vec2ForCTC"], "dtype": "float32"})
+    tensors = to_torch(_ctc_table(config), params, param_shapes(config))
+    save_model(directory, config=config, tensors=tensors, architecture="Wav2Vec2ForCTC")
 
 
 def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:
@@ -174,6 +151,6 @@ def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: M
     adapter = {name: leaf for name, leaf in flatten(params).items() if is_adapter_path(name)}
     vocab_size = adapter["lm_head/kernel"].shape[-1] if "lm_head/kernel" in adapter else config.vocab_size
     shapes = _adapter_shapes(config, vocab_size=vocab_size, what=f"{path} not written")
-    tensors = to_torch(ctc_rules(config), adapter, shapes)
+    tensors = to_torch(_ctc_table(config), adapter, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors)

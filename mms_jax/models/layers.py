@@ -48,21 +48,29 @@ def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: D
     )
 
 
+def einsum(subscripts: str, x: jax.Array, y: jax.Array, *, dtype: DTypeLike) -> jax.Array:
+    """``jnp.einsum`` of two operands, taken as ``dtype``, accumulated and returned in float32."""
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(subscripts, x, y, precision=precision_of(dtype), preferred_element_type=jnp.float32)
+
+
 def conv(
     x: Float[Array, "B S I"],
     kernel: Float[Array, "K J O"],
     *,
     dtype: DTypeLike,
     stride: int = 1,
-    padding: int = 0,
+    dilation: int = 1,
+    padding: tuple[int, int] = (0, 0),
     groups: int = 1,
 ) -> Float[Array, "B T O"]:
-    """1-D convolution, channels last, ``padding`` zeros on both sides; operands of ``dtype``, result float32."""
+    """1-D convolution, channels last, ``padding`` zeros before and behind; operands of ``dtype``, result float32."""
     return lax.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
         window_strides=(stride,),
-        padding=[(padding, padding)],
+        padding=[padding],
+        rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
         precision=precision_of(dtype),
@@ -76,33 +84,49 @@ class Dense(nn.Module):
     features: int
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         """Apply to ``x`` [..., I]; returns float32 [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return matmul(x, kernel, dtype=self.dtype) + bias.astype(jnp.float32)
-
-
-class Conv(nn.Module):
-    """Strided 1-D convolution without padding, channels last."""
-
-    features: int
-    kernel_size: int
-    stride: int
-    use_bias: bool
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B T O"]:
-        """Apply to ``x`` [B, S, I]; returns float32 [B, (S - kernel_size) // stride + 1, features]."""
-        shape = (self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x = conv(x, kernel, dtype=self.dtype, stride=self.stride)
+        x = matmul(x, self.param("kernel", self.kernel_init, (x.shape[-1], self.features)), dtype=self.dtype)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(jnp.float32)
         return x
+
+
+def same_padding(kernel_size: int, *, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and behind that keep a convolution's length; an even kernel has one more behind."""
+    total = (kernel_size - 1) * dilation
+    return total // 2, total - total // 2
+
+
+class Conv(nn.Module):
+    """1-D convolution, channels last."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+    padding: tuple[int, int] = (0, 0)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B T O"]:
+        """Apply to ``x`` [B, S, I]; returns float32 [B, (S + padding - kernel_size) // stride + 1, features]."""
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x = conv(x, kernel, dtype=self.dtype, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(jnp.float32)
+        return x
+
+
+def weight_norm(v: Float[Array, "*shape"], g: Float[Array, "*gains"]) -> Float[Array, "*shape"]:
+    """``g * v / |v|``, float32 (Salimans & Kingma 2016); the norm runs over the axes along which ``g`` has length 1."""
+    axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
+    v = v.astype(jnp.float32)
+    return v * (g.astype(jnp.float32) * lax.rsqrt(jnp.square(v).sum(axes, keepdims=True)))
 
 
 def standardize(x: Float[Array, "*shape"], *, axis: int, eps: float) -> Float[Array, "*shape"]:

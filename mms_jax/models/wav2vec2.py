@@ -16,7 +16,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.models.layers import ACTIVATIONS, MASKED_SCORE, ChannelNorm, Conv, Dense, LayerNorm, conv, precision_of
+from mms_jax.models.layers import (
+    ACTIVATIONS,
+    MASKED_SCORE,
+    ChannelNorm,
+    Conv,
+    Dense,
+    LayerNorm,
+    conv,
+    einsum,
+    weight_norm,
+)
 
 
 class EncoderOutput(NamedTuple):
@@ -79,10 +89,9 @@ class PositionalConv(nn.Module):
         v = self.param("kernel_v", nn.initializers.lecun_normal(), (width, c.hidden_size // groups, c.hidden_size))
         g = self.param("kernel_g", lambda _, shape: jnp.linalg.norm(v, axis=(1, 2)).reshape(shape), (width, 1, 1))
         bias = self.param("bias", nn.initializers.zeros, (c.hidden_size,))
-        v = v.astype(jnp.float32)
-        kernel = v * (g.astype(jnp.float32) / jnp.linalg.norm(v, axis=(1, 2), keepdims=True))
         num_frames = x.shape[1]
-        x = conv(x, kernel, dtype=self.dtype, padding=width // 2, groups=groups)[:, :num_frames]
+        padding = (width // 2, width // 2)
+        x = conv(x, weight_norm(v, g), dtype=self.dtype, padding=padding, groups=groups)[:, :num_frames]
         return ACTIVATIONS[c.feat_extract_activation](x + bias.astype(jnp.float32))
 
 
@@ -104,13 +113,11 @@ class Attention(nn.Module):
             return heads.reshape(*x.shape[:2], c.num_attention_heads, c.head_dim)
 
         query, key, value = project("q") * c.head_dim**-0.5, project("k"), project("v")
-        query, key, value = (heads.astype(self.dtype) for heads in (query, key, value))
-        product = {"precision": precision_of(self.dtype), "preferred_element_type": jnp.float32}
-        scores = jnp.einsum("btnh,bsnh->bnts", query, key, **product)
+        scores = einsum("btnh,bsnh->bnts", query, key, dtype=self.dtype)
         scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
         weights = jax.nn.softmax(scores, axis=-1)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=deterministic)
-        context = jnp.einsum("bnts,bsnh->bnth", weights.astype(self.dtype), value, **product)
+        context = einsum("bnts,bsnh->bnth", weights, value, dtype=self.dtype)
         # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs
         context = jnp.concatenate([context[:, n] for n in range(c.num_attention_heads)], axis=-1)
         return Dense(c.hidden_size, self.dtype, name="out")(context)
