@@ -2,7 +2,7 @@
 
     apt-get install espeak-ng wamerican-small wamerican wfrench wngerman wspanish
     .venv/bin/python -m experiments.demo.synthesize     # 10 minutes; 4 more for the pronunciations of the word lists
-    .venv/bin/python -m experiments.demo.train_demo     # an hour
+    .venv/bin/python -m experiments.demo.train_demo     # an hour and a half
     .venv/bin/python -m experiments.demo.bundle         # writes mms_jax/demo
     .venv/bin/python -m experiments.demo.evaluate       # prints the table
 
@@ -14,23 +14,25 @@ pitches of training; greedy decoding through `mms_jax.load_asr`:
 
 | language | words train / dev / test | trained on | CER | words right |
 | --- | --- | --- | --- | --- |
-| eng | 52,703 / 716 / 1,078 | 12.0 h, 24,000 clips | 11.1 % | 37.6 % |
-| fra | 127,086 / 2,579 / 3,922 | 10.1 h, 24,000 clips | 9.4 % | 46.8 % |
-| deu | 154,680 / 3,248 / 4,852 | 11.2 h, 24,000 clips | 5.9 % | 55.3 % |
-| spa | 71,181 / 1,545 / 2,301 | 6.0 h, 12,000 clips | 3.8 % | 69.9 % |
+| eng | 52,703 / 716 / 1,078 | 12.0 h, 24,000 clips | 9.8 % | 43.8 % |
+| fra | 127,086 / 2,579 / 3,922 | 10.1 h, 24,000 clips | 9.1 % | 48.2 % |
+| deu | 154,680 / 3,248 / 4,852 | 11.2 h, 24,000 clips | 5.3 % | 58.6 % |
+| spa | 71,181 / 1,545 / 2,301 | 6.0 h, 12,000 clips | 3.2 % | 73.3 % |
 
-French, German and Spanish reach the aim of 10 %; English misses it by 1.1 points. The errors are those of someone who
-hears well and has never seen the word ("sundials" -> "sundils"). The bundled parameters come of three runs ended by the
-clock, on two cores that others used too, 79 minutes in all:
+The aim was 10 %. The errors are those of someone who hears well and has never seen the word ("sundials" -> "sundils").
+The bundled parameters come of four runs ended by the clock, on two cores that others used too, two hours in all:
 
     train_demo --steps 1000000 --minutes 52                                                # dev 12.4 10.2 7.4 4.0 %
     train_demo --init .work/demo/run/best.safetensors  --output .work/demo/run2 --steps 1000000 --minutes 5.5
         --learning-rate 1e-3                                                               # dev 12.1 10.2 7.4 4.0 %
     train_demo --init .work/demo/run2/best.safetensors --output .work/demo/run3 --steps 1000000 --minutes 21
                                                                                            # dev 11.0  8.7 6.5 3.5 %
-    bundle --trained .work/demo/run3/best.safetensors
+    train_demo --init .work/demo/run3/best.safetensors --output .work/demo/run4 --steps 1000000 --minutes 45 --seed 2
+                                                                                           # dev  9.6  8.1 5.7 3.2 %
+    bundle --trained .work/demo/run4/best.safetensors
 
-(dev: CER of eng, fra, deu, spa on 200 sentences), 7,045 steps. CER was still falling; one longer run would do as well.
+(dev: CER of eng, fra, deu, spa on 200 sentences), 10,298 steps; the first three had six places in SLOTS, one English
+fewer. CER was still falling; one longer run would do as well.
 """
 
 from __future__ import annotations
@@ -57,9 +59,9 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.models import CTCOutput, Wav2Vec2ForCTC
 from mms_jax.models.trees import flatten, is_adapter_path, unflatten
 
-# English and French spell less regularly: twice the share of every batch.
+# English and French spell less regularly, so they get more of every batch.
 SLOTS = ("eng", "eng", "eng", "fra", "fra", "deu", "spa")
-WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 38 s of audio a step
+WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 45 s of audio a step
 LOG_EVERY = 50  # steps
 QUICK_CLIPS = 60  # per language, in the evaluations on the way
 WARMUP_STEPS = 400  # steps on the shortest bucket only
