@@ -3,6 +3,8 @@
 >>> import mms_jax
 >>> asr = mms_jax.load_asr("facebook/mms-1b-all", language="fra")
 >>> asr.transcribe("clip.wav").text
+>>> tts = mms_jax.load_tts("facebook/mms-tts-eng")
+>>> tts.synthesize("Hello, my dog is cute").save("hello.wav")
 """
 
 from mms_jax.errors import (
@@ -12,11 +14,15 @@ from mms_jax.errors import (
     LanguageError,
     MMSError,
     NumericsError,
+    SettingError,
+    TextError,
     VocabularyError,
 )
 from mms_jax.languages import languages
 from mms_jax.pipelines.asr import SpeechRecognizer, Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL
+from mms_jax.pipelines.speech import Speech
+from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
 
 __version__ = "0.1.0"
 
@@ -28,9 +34,14 @@ __all__ = [
     "LanguageError",
     "MMSError",
     "NumericsError",
+    "SettingError",
+    "Speech",
     "SpeechRecognizer",
+    "SpeechSynthesizer",
+    "TextError",
     "Transcription",
     "VocabularyError",
     "languages",
     "load_asr",
+    "load_tts",
 ]

@@ -10,17 +10,22 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from mms_jax.errors import LanguageError, MMSError
+from mms_jax.errors import AudioError, LanguageError, MMSError, TextError
 from mms_jax.languages import language_name, languages
-from mms_jax.pipelines.asr import DTYPES, Transcription, load_asr
+from mms_jax.pipelines.asr import Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
+from mms_jax.pipelines.dtypes import DTYPES
 from mms_jax.pipelines.info import describe, model_languages
+from mms_jax.pipelines.speech import FORMATS, Speech
+from mms_jax.pipelines.tts import load_tts
 
 _EXAMPLES = """examples:
   mms-jax demo
   mms-jax transcribe clip.wav --language fra --model facebook/mms-1b-all --dtype bfloat16
   mms-jax transcribe *.flac --language eng --format json > texts.jsonl
+  mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
   mms-jax languages --task asr
   mms-jax info facebook/mms-1b-all
 """
@@ -66,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="most files at a time (8)")
     transcribe.set_defaults(run=_transcribe)
 
+    _add_synthesize(commands)
+
     info = commands.add_parser("info", help="describe a checkpoint")
     info.add_argument(
         "model", nargs="?", default=None, metavar="MODEL", help="directory or hub name (default: the demo)"
@@ -83,6 +90,28 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="transcribe the bundled clips with the bundled demonstration model")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_synthesize(commands: Any) -> None:
+    synthesize = commands.add_parser("synthesize", help="speak text into an audio file")
+    source = synthesize.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", metavar="TEXT", help="what to say; - reads it from stdin")
+    source.add_argument("--text-file", metavar="FILE", help="read it from a file (UTF-8)")
+    synthesize.add_argument("--model", required=True, metavar="DIR|REPO", help="such as facebook/mms-tts-eng")
+    synthesize.add_argument(
+        "--output", required=True, metavar="FILE", help=".wav, .flac or .ogg; - writes WAV to stdout"
+    )
+    synthesize.add_argument(
+        "--lines", action="store_true", help="speak every line by itself: FILE-0001.wav, FILE-0002.wav, …"
+    )
+    synthesize.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    synthesize.add_argument("--speaking-rate", type=float, metavar="X", help="0.1 … 10, 2 is twice as fast")
+    synthesize.add_argument("--noise-scale", type=float, metavar="X", help="how much the voice varies")
+    synthesize.add_argument("--noise-scale-duration", type=float, metavar="X", help="how much the rhythm varies")
+    synthesize.add_argument("--speaker", type=int, metavar="N", help="of a checkpoint with several")
+    synthesize.add_argument("--no-normalize", action="store_true", help="take the text as it is, drop nothing")
+    synthesize.add_argument("--dtype", choices=DTYPES, default="float32", help="of flow and decoder (float32)")
+    synthesize.set_defaults(run=_synthesize)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +139,64 @@ def _transcribe(options: argparse.Namespace) -> int:
         elif result.error is None:
             print(result.text if len(results) == 1 else f"{file}\t{result.text}")
     return 1 if failed else 0
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    text = _read_text(options)
+    texts = [line for line in text.splitlines() if line.strip()] if options.lines else [text.strip()]
+    outputs = _outputs(options.output, len(texts) if options.lines else None)
+    tts = load_tts(options.model, dtype=options.dtype)
+    speeches = tts.synthesize(
+        texts,
+        seed=options.seed,
+        speaking_rate=options.speaking_rate,
+        noise_scale=options.noise_scale,
+        noise_scale_duration=options.noise_scale_duration,
+        speaker=options.speaker,
+        normalize=False if options.no_normalize else None,
+    )
+    failed = 0
+    for output, speech in zip(outputs, speeches, strict=True):
+        failed += not _write_speech(output, speech)
+    return 1 if failed else 0
+
+
+def _read_text(options: argparse.Namespace) -> str:
+    if options.text_file is None and options.text != "-":
+        return options.text
+    name = options.text_file or "stdin"
+    data = sys.stdin.buffer.read() if name == "stdin" else Path(name).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _outputs(output: str, count: int | None) -> list[str]:
+    """Where each text's speech goes, checked before anything is computed."""
+    path = Path(output)
+    if output != "-" and path.suffix.lower() not in FORMATS:
+        raise AudioError(f"--output {output}: speech is written as {', '.join(FORMATS)}, by the name's ending")
+    if count is None:
+        return [output]
+    if output == "-":
+        raise AudioError("--output -: several files do not go to stdout; leave --lines out, or name a file")
+    return [str(path.with_name(f"{path.stem}-{index:04d}{path.suffix}")) for index in range(1, count + 1)]
+
+
+def _write_speech(output: str, speech: Speech) -> bool:
+    """Write one result and say so; False, with its reason on stderr, if there is none."""
+    if speech.error is not None:
+        _warn(f"error: {speech.error}")
+        return False
+    if speech.dropped:
+        _warn(f"{output}: no symbol for {' '.join(dict.fromkeys(speech.dropped))}; left out")
+    if output == "-":
+        sys.stdout.buffer.write(speech.encode(".wav"))
+    else:
+        speech.save(output)
+        print(f"{output}\t{speech.duration:.2f} s\t{speech.normalized_text}")
+    return True
 
 
 def _print_json(file: str, result: Transcription) -> None:

@@ -71,6 +71,8 @@ _VITS_TRAINING = _names(
     """
 )
 
+_LOADERS = {"wav2vec2": "load_asr", "vits": "load_tts"}
+
 # Attributes that would change the maths: accepted only at the value this library computes.
 _FIXED: Mapping[str, tuple[Any, str]] = {
     "add_adapter": (False, "convolutional adapters after the encoder are not implemented"),
@@ -111,7 +113,8 @@ class ModelConfig:
         """
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ConfigError(f"{source}: model_type is {model_type!r}; this library reads {cls.model_type!r} here")
+            hint = next((f"; use {loader}" for name, loader in _LOADERS.items() if name == model_type), "")
+            raise ConfigError(f"{source}: model_type is {model_type!r}, not {cls.model_type!r}{hint}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known - cls.ignored - _BOOKKEEPING - _GENERATION)
         if unknown:

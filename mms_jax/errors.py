@@ -29,5 +29,9 @@ class VocabularyError(CheckpointError):
     """A vocabulary or tokenizer file that is malformed or contradicts the model."""
 
 
+class SettingError(MMSError, ValueError):
+    """A setting out of its range; the message names it, its value and the range."""
+
+
 class TextError(MMSError, ValueError):
     """Text that cannot be spoken; the message names the item, the symbols and the reason."""

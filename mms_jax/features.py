@@ -129,13 +129,20 @@ def bucket_length(num_samples: int, *, ratio: float = BUCKET_RATIO) -> int:
     The lengths are those of T whole frames, 400 + 320 (T - 1): each T is ``ratio`` times the one before, rounded down,
     or the next integer. Few lengths mean few compilations.
     """
-    if num_samples < 0 or not ratio > 1:
-        raise ValueError(f"num_samples={num_samples} must not be negative and ratio={ratio} must be over 1")
+    if num_samples < 0:
+        raise ValueError(f"num_samples={num_samples} must not be negative")
     needed = max(0, math.ceil((num_samples - FRAME_SAMPLES) / FRAME_STRIDE)) + 1
-    frames = 1
-    while frames < needed:
-        frames = max(frames + 1, int(frames * ratio))
-    return FRAME_SAMPLES + FRAME_STRIDE * (frames - 1)
+    return FRAME_SAMPLES + FRAME_STRIDE * (next_bucket(needed, ratio=ratio) - 1)
+
+
+def next_bucket(count: int, *, first: int = 1, ratio: float = BUCKET_RATIO) -> int:
+    """The smallest number ≥ ``count`` of a series: ``first``, then ``ratio`` times the one before, at least + 1."""
+    if first < 1 or not ratio > 1:
+        raise ValueError(f"first={first} must be at least 1, ratio={ratio} over 1")
+    size = first
+    while size < count:
+        size = max(size + 1, int(size * ratio))
+    return size
 
 
 def bucketed_batches(

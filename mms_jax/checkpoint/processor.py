@@ -6,13 +6,14 @@ import dataclasses
 import re
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.errors import CheckpointError, ConfigError
 from mms_jax.features import FeatureExtractor
 from mms_jax.files import read_json, write_json
 from mms_jax.text.ctc import CTCTokenizer
+from mms_jax.text.tts import VitsTokenizer
 
 
 class Processor(NamedTuple):
@@ -28,7 +29,8 @@ def load_processor(source: Source) -> Processor:
     Raises:
         CheckpointError: neither file is there. ConfigError, VocabularyError: one is malformed; the message names it.
     """
-    return Processor(_load_feature_extractor(source), _load_tokenizer(source))
+    extractor = _load_feature_extractor(source)
+    return Processor(extractor, CTCTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source)))
 
 
 def _load_feature_extractor(source: Source) -> FeatureExtractor:
@@ -44,17 +46,21 @@ def _load_feature_extractor(source: Source) -> FeatureExtractor:
     raise CheckpointError(f"{source.name}: neither processor_config.json nor preprocessor_config.json is there")
 
 
-def _load_tokenizer(source: Source) -> CTCTokenizer:
-    def optional(filename: str):
-        path = source.find(filename)
-        return None if path is None else read_json(path)
+def load_text_tokenizer(source: Source, *, num_symbols: int) -> VitsTokenizer:
+    """Read the symbols of a synthesis checkpoint, whose model has embeddings for ``num_symbols``.
 
-    return CTCTokenizer.from_files(
-        require(source, "vocab.json"),
-        tokenizer_config=optional("tokenizer_config.json"),
-        special_tokens_map=optional("special_tokens_map.json"),
-        added_tokens=optional("added_tokens.json"),
-    )
+    Raises:
+        VocabularyError: a file is malformed, or contradicts the model; the message names it.
+    """
+    tokenizer = VitsTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source))
+    tokenizer.check_model(num_symbols, source=source.name)
+    return tokenizer
+
+
+def _beside_vocabulary(source: Source) -> dict[str, dict[str, Any] | None]:
+    """What the files beside vocab.json hold, each of which may be absent: arguments of ``from_files``."""
+    paths = {name: source.find(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "added_tokens")}
+    return {name: None if path is None else read_json(path) for name, path in paths.items()}
 
 
 def save_processor(

@@ -36,12 +36,12 @@ from mms_jax.pipelines.adapters import (
     unpadded,
 )
 from mms_jax.pipelines.batching import is_many, load_all, make_batches
+from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.text.ctc import CTCTokenizer
 
 MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
 WINDOW = 128  # items decoded and held at a time, and sorted by length among each other
 SILENCE = 2.0**-14  # largest range of samples that is silence: two steps of 16-bit audio, what dither leaves
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load_asr(
     Raises:
         CheckpointError: not found, wrong or incomplete; names the file and the tensor. LanguageError: not in it.
     """
-    resolved = _check_dtype(dtype)
+    resolved = check_dtype(dtype)
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     processor = load_processor(source)
@@ -379,13 +379,6 @@ class SpeechRecognizer:
 def _is_silent(waveform: np.ndarray | AudioError) -> bool:
     """Digital silence. A model hears something in anything, so it is not asked."""
     return not isinstance(waveform, AudioError) and bool(np.ptp(waveform) <= SILENCE)
-
-
-def _check_dtype(dtype: Any) -> Any:
-    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; one of {', '.join(DTYPES)}")
-    return jnp.dtype(name).type
 
 
 def _check_sampling_rate(extractor: FeatureExtractor, source: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mms_jax.audio import load_audio
 from mms_jax.errors import AudioError
 from mms_jax.features import FeatureExtractor, Features, bucket_length, bucketed_batches
+
+T = TypeVar("T")
 
 DECODE_THREADS = 4  # soundfile and soxr release the GIL
 
@@ -80,7 +82,7 @@ def make_batches(
     bucket: Callable[[int], int] = bucket_length if pad else int
     lengths = [len(waveform) for waveform in waveforms]
     for group in bucketed_batches(lengths, batch_size=batch_size, max_samples=max_samples, bucket=bucket):
-        for indices in _powers_of_two(group):
+        for indices in powers_of_two(group):
             shape = len(indices), bucket(lengths[indices[0]])
             features = Features(np.zeros(shape, np.float32), np.zeros(shape, bool))
             for row, index in enumerate(indices):
@@ -90,8 +92,9 @@ def make_batches(
             yield Batch(indices, features)
 
 
-def _powers_of_two(indices: list[int]) -> Iterator[list[int]]:
-    while indices:
-        count = 1 << (len(indices).bit_length() - 1)
-        yield indices[:count]
-        indices = indices[count:]
+def powers_of_two(items: list[T]) -> Iterator[list[T]]:
+    """Cut a list into parts whose lengths are powers of two, the longest first."""
+    while items:
+        count = 1 << (len(items).bit_length() - 1)
+        yield items[:count]
+        items = items[count:]

@@ -6,6 +6,9 @@ every layer, and the speaker's embedding added before the gates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -13,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import VitsConfig
 from mms_jax.models.layers import conv, same_padding, weight_norm
+from mms_jax.models.trees import Params, flatten, unflatten
 
 
 class NormalizedConv(nn.Module):
@@ -71,3 +75,14 @@ class WaveNet(nn.Module):
             if not is_last:
                 x = jnp.where(valid, x + h[..., :width], 0.0)
         return jnp.where(valid, skips, 0.0)
+
+
+def fold_weight_norm(params: Mapping[str, Any]) -> Params:
+    """A tree whose weight-normed kernels (``kernel_g``, ``kernel_v``) are computed once, for synthesis."""
+    flat = flatten(params)
+    folded = {path: leaf for path, leaf in flat.items() if not path.endswith(("/kernel_g", "/kernel_v"))}
+    for path, v in flat.items():
+        head, _, name = path.rpartition("/")
+        if name == "kernel_v":
+            folded[f"{head}/kernel"] = weight_norm(v, flat[f"{head}/kernel_g"]).astype(v.dtype)
+    return unflatten(folded)
