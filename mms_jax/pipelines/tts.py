@@ -7,7 +7,6 @@ the work, runs on batches of windows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +31,7 @@ from mms_jax.text.tts import EncodedText, VitsTokenizer
 MAX_SYMBOLS = 2_000  # in one text, blanks not counted; about two minutes: attention's memory grows with the square
 MAX_DURATION = 600.0  # seconds of speech from one text
 MIN_RATE, MAX_RATE = 0.1, 10.0  # of speaking
+MAX_NOISE = 100.0  # times the standard normal distribution; float32 overflows far above
 FIRST_BUCKET = 16  # symbols or frames
 
 
@@ -145,12 +145,12 @@ class SpeechSynthesizer:
             seed: of the noise; one for all texts, or a list with one for each. The same text, seed and settings give
                 the same speech, whatever else is in the list.
             speaking_rate: 0.1 … 10; 2 halves all durations. Default: the checkpoint's, as for the next two.
-            noise_scale: how much the voice varies; 0 for not at all.
+            noise_scale: how much the voice varies; 0 for not at all, at most 100.
             noise_scale_duration: how much the rhythm varies; not read by deterministic duration predictors.
             speaker: of a checkpoint with several, which must be told; 0 … ``num_speakers`` - 1.
             normalize: False takes the text as it is: no lower-casing, nothing dropped.
             batch_size: most windows of speech in one pass through the decoder; None chooses for the backend.
-            max_duration: longest speech from one text, seconds.
+            max_duration: longest speech from one text, seconds; at most 600, which is what memory is reckoned for.
 
         Returns:
             A ``Speech``, or for a list a list of them in order.
@@ -159,12 +159,16 @@ class SpeechSynthesizer:
             TextError: a single text that cannot be spoken. NumericsError: the model's output for it is not finite. In
                 a list its ``Speech`` carries the error instead. SettingError: an argument out of its range.
         """
-        many = not isinstance(text, str) and isinstance(text, Sequence)
+        many = isinstance(text, Sequence) and not isinstance(text, (str, bytes, bytearray))
         texts = list(text) if many else [text]
-        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, (list, tuple, range, np.ndarray)) else [seed] * len(texts)
         if len(seeds) != len(texts):
             raise SettingError(f"{len(texts)} text(s), but {len(seeds)} seeds; give one for all or one for each")
         settings = [self._settings(one, speaking_rate, noise_scale, noise_scale_duration, speaker) for one in seeds]
+        if batch_size is None:
+            batch_size = 1 if jax.default_backend() == "cpu" else 16
+        batch_size = _check_integer("batch_size", batch_size, 1)
+        _check_number("max_duration", max_duration, 0, MAX_DURATION)
         speeches, frames = [], []
         for index, (one, how) in enumerate(zip(texts, settings, strict=True)):
             speech, drawn = self._draw(one, how, normalize, max_duration, where=f"item {index}: " if many else "")
@@ -193,6 +197,7 @@ class SpeechSynthesizer:
         those of ``synthesize``; errors come at the call, not at the first chunk.
         """
         settings = self._settings(seed, speaking_rate, noise_scale, noise_scale_duration, speaker)
+        _check_number("max_duration", max_duration, 0, MAX_DURATION)
         speech, frames = self._draw(text, settings, normalize, max_duration, where="")
         if frames is None:
             assert speech.error is not None
@@ -202,17 +207,13 @@ class SpeechSynthesizer:
     def _settings(self, seed, speaking_rate, noise_scale, noise_scale_duration, speaker) -> Settings:
         c = self.config
         rate = c.speaking_rate if speaking_rate is None else speaking_rate
-        if not MIN_RATE <= rate <= MAX_RATE:
-            raise SettingError(f"speaking_rate is {rate!r}; it must be in {MIN_RATE} … {MAX_RATE}")
         voice = c.noise_scale if noise_scale is None else noise_scale
         rhythm = c.noise_scale_duration if noise_scale_duration is None else noise_scale_duration
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise SettingError(f"seed is {seed!r}; it must be an integer from 0 on")
         return Settings(
-            int(seed),
-            float(rate),
-            _check_scale("noise_scale", voice),
-            _check_scale("noise_scale_duration", rhythm),
+            _check_integer("seed", seed, 0),
+            _check_number("speaking_rate", rate, MIN_RATE, MAX_RATE),
+            _check_number("noise_scale", voice, 0, MAX_NOISE),
+            _check_number("noise_scale_duration", rhythm, 0, MAX_NOISE),
             self._check_speaker(speaker),
         )
 
@@ -268,27 +269,25 @@ class SpeechSynthesizer:
         means, log_variances = (np.repeat(one, counts, axis=0) for one in (means, log_variances))
         num_frames = len(means)
         z = np.zeros((1, next_bucket(num_frames, first=FIRST_BUCKET), means.shape[1]), np.float32)
-        z[0, :num_frames] = means + _normal(random, means.shape, settings.noise_scale) * np.exp(log_variances)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error once it is decoded
+            z[0, :num_frames] = means + _normal(random, means.shape, settings.noise_scale) * np.exp(log_variances)
         frame_mask = np.arange(z.shape[1])[None] < num_frames
         latents = self._flow(self._folded, z, frame_mask, self._speakers([settings.speaker]))
         return Frames(np.asarray(latents)[0, :num_frames], settings.speaker)
 
     def _check_durations(self, durations: np.ndarray, rate: float, max_duration: float) -> None:
-        if np.isnan(durations).any():
-            raise NumericsError("the model's durations for this text are not numbers; is the checkpoint whole?")
-        seconds = float(durations.sum()) * self.config.hop_length / self.sampling_rate
+        total = float(durations.sum())
+        if not total > 0:
+            raise NumericsError(f"the model's durations for this text add up to {total:g}; is the checkpoint whole?")
+        seconds = total * self.config.hop_length / self.sampling_rate
         if seconds > max_duration:
             raise TextError(
-                f"it would last {seconds:,.0f} s, longer than max_duration={max_duration:g} s; split the text"
+                f"it would last {seconds:.6g} s, longer than max_duration={max_duration:g} s; split the text"
                 + (f", or raise speaking_rate ({rate:g})" if rate < 1 else "")
             )
 
-    def _render_all(
-        self, speeches: list[Speech], frames: Sequence[Frames | None], batch_size: int | None
-    ) -> list[Speech]:
+    def _render_all(self, speeches: list[Speech], frames: Sequence[Frames | None], batch_size: int) -> list[Speech]:
         """The decoder for all texts: windows of every one of them, batched by size."""
-        if batch_size is None:
-            batch_size = 1 if jax.default_backend() == "cpu" else 16
         hop = self.config.hop_length
         todo = {index: one for index, one in enumerate(frames) if one is not None}
         waveforms = {index: np.empty(len(one.latents) * hop, np.float32) for index, one in todo.items()}
@@ -307,15 +306,19 @@ class SpeechSynthesizer:
         if waveform is None:
             return speech
         if not np.isfinite(waveform).all():
-            dtype = jnp.dtype(self._dtype)
-            return replace(speech, error=NumericsError(f"the model's output is not finite in {dtype}; try float32"))
+            return replace(speech, error=NumericsError(f"{speech.text[:20]!r}: {self._not_finite()}"))
         return replace(speech, samples=waveform)
+
+    def _not_finite(self) -> str:
+        dtype = jnp.dtype(self._dtype).name
+        remedy = "is the checkpoint whole?" if dtype == "float32" else "try float32"
+        return f"the model's output is not finite in {dtype}; {remedy}"
 
     def _stream(self, frames: Frames) -> Iterator[np.ndarray]:
         for window in stream_windows(len(frames.latents), context=self._context):
             (samples,) = self._render([(frames, window)])
             if not np.isfinite(samples).all():
-                raise NumericsError(f"the model's output is not finite in {jnp.dtype(self._dtype)}; try float32")
+                raise NumericsError(self._not_finite())
             yield samples
 
     def _render(self, rows: Sequence[tuple[Frames, Window]]) -> list[np.ndarray]:
@@ -382,7 +385,14 @@ def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -
     return random.standard_normal(shape, np.float32) * np.float32(scale)
 
 
-def _check_scale(name: str, scale: float) -> float:
-    if not 0 <= scale < math.inf:
-        raise SettingError(f"{name} is {scale!r}; it must be 0 or more, and finite")
-    return float(scale)
+def _check_number(name: str, value: Any, least: float, most: float) -> float:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
+        raise SettingError(f"{name} is {value!r}; it must be a number in {least:g} … {most:g}")
+    return float(value)
+
+
+def _check_integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise SettingError(f"{name} is {value!r}; it must be an integer from {least} on")
+    return int(value)

@@ -23,10 +23,10 @@ _LOCK = threading.Lock()  # uroman's tables are filled on reading them too, so i
 def romanize(text: str, *, language: str | None = None) -> str:
     """Return ``text`` in Latin letters as uroman spells it; what uroman does not know stays as it is.
 
-    ``language`` is an ISO 639-3 code or a tag that starts with one. uroman has rules of their own for bel, bul, deu,
-    ell, eng, fas, kaz, kir, lav, mkd, rus, srp, tur, uig, ukr and a few more ("Игорь" is Igor, in Ukrainian Yhor), none
-    for ``ROMANIZED_LANGUAGES``. transformers names no language and Meta's own inference script an unknown one, "xxx",
-    so there, and only there, the result differs from theirs.
+    ``language`` is an ISO 639-3 code or a tag that starts with one. transformers names none, and Meta's own inference
+    script an unknown one ("xxx"), so the result differs from theirs for the languages that uroman has rules for: bel,
+    bul, deu, ell, eng, fas, kaz, kir, lav, mkd, rus, srp, tur, uig, ukr and a few more ("Игорь" is Igor, in Ukrainian
+    Yhor). It has none for ``ROMANIZED_LANGUAGES``.
 
     The first call takes 2 s, which is uroman reading its tables. Safe to call from many threads.
     Raises TextError if uroman is missing or damaged, or fails on this text, as it does on an unfinished "三分之".

@@ -150,9 +150,8 @@ class VitsTokenizer:
             raise TextError(f"{self.source}: a text to speak must be a str, got {type(text).__name__}")
         if self.phonemize and normalize is not False:
             raise TextError(
-                f"{self.source}: this checkpoint reads phonemes (phonemize is not false in {CONFIG_FILE}), which "
-                "mms_jax does not make: pass espeak's phonemes as text with normalize=False; if its symbols are "
-                "letters after all, set phonemize to false"
+                f"{self.source}: this checkpoint reads phonemes, which mms_jax does not make: pass espeak's as text "
+                f"with normalize=False; if its symbols are letters after all, set phonemize to false in {CONFIG_FILE}"
             )
         normalize = self.normalize if normalize is None else normalize
         prepared, romanized = self._prepare(text, lower=normalize)
@@ -240,9 +239,7 @@ class VitsTokenizer:
                 yield BLANK_ID
                 yield from (either for id_ in ids for either in (id_, BLANK_ID))
         if missing:
-            raise TextError(
-                f"{self.source}: no symbol for {_listed(missing)}; remove them, or let normalize=True do it"
-            )
+            raise TextError(f"{self.source}: no symbol for {_listed(missing)}; remove it, or pass normalize=True")
 
     def _id(self, token: str, missing: dict[str, None]) -> int:
         id_ = self._spoken.get(token, None if token in self._whole else self.unk_id)
@@ -255,19 +252,28 @@ class VitsTokenizer:
 
         If symbol 0 is a whole token, both may begin with 0, which then is a blank only before another symbol.
         """
-        whole = {self._ids[token] for token in self._whole}
+        unknown = self.unk_id or -1  # a whole token too, but it mostly stands for a character within a stretch
+        whole = {self._ids[token] for token in self._whole} - {unknown}
+
+        def is_over(place: int) -> bool:
+            return place >= len(rows) or rows[place] in whole
+
         place = 0
         while place < len(rows):
-            if rows[place] in whole and (rows[place] != BLANK_ID or _is_over(rows, place + 1, whole)):
-                yield rows[place]
+            row = rows[place]
+            if row == unknown or (row in whole and (row != BLANK_ID or is_over(place + 1))):
+                yield row
                 place += 1
                 continue
             self._require_blank(rows, place)
             place += 1
-            while not _is_over(rows, place, whole):
+            while not is_over(place):
                 yield rows[place]
-                self._require_blank(rows, place + 1)
-                place += 2
+                place += 1
+                if rows[place - 1] == unknown and rows[place : place + 1] != [BLANK_ID]:
+                    break  # the text itself had the token there
+                self._require_blank(rows, place)
+                place += 1
 
     def _require_blank(self, rows: list[int], place: int) -> None:
         if place >= len(rows) or rows[place] != BLANK_ID:
@@ -385,11 +391,6 @@ class _Settings:
         if not isinstance(content, str) or len(content) > MAX_TOKEN_CHARS:
             raise VocabularyError(f"{self.source}: {key} in {CONFIG_FILE} must be a token, got {shown(value)}")
         return content
-
-
-def _is_over(rows: list[int], place: int, whole: set[int]) -> bool:
-    """Whether a stretch of symbols ends before ``place``."""
-    return place >= len(rows) or rows[place] in whole
 
 
 def _listed(tokens: Iterable[str]) -> str:
