@@ -254,7 +254,7 @@ class SpeechSynthesizer:
             )
         random = np.random.default_rng(settings.seed)
         num_symbols = len(text.ids)
-        size = next_bucket(num_symbols, first=FIRST_BUCKET)
+        size = min(next_bucket(num_symbols, first=FIRST_BUCKET), 2 * MAX_SYMBOLS + 1)  # no text has more, with blanks
         ids, mask = np.zeros((1, size), np.int32), np.zeros((1, size), bool)
         noise = np.zeros((1, size, 2), np.float32)
         ids[0, :num_symbols], mask[0, :num_symbols] = text.ids, True

@@ -30,7 +30,7 @@ class Window(NamedTuple):
 def whole_windows(num_frames: int, *, context: int) -> list[Window]:
     """Windows that cover all frames, for decoding in any order."""
     if num_frames <= MAX_WINDOW:
-        return [Window(0, num_frames, 0, next_bucket(num_frames, first=MIN_WINDOW))]
+        return [Window(0, num_frames, 0, min(next_bucket(num_frames, first=MIN_WINDOW), MAX_WINDOW))]
     size = max(MAX_WINDOW, 4 * context)  # at least half of it is not context
     step = size - 2 * context
     return [Window(start, min(start + step, num_frames), start - context, size) for start in range(0, num_frames, step)]
