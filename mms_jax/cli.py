@@ -34,7 +34,8 @@ _EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # transcripts are in any script, whatever the locale says
+        # Transcripts are in any script, whatever the locale says, and names of files in none that is sure.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     options = _parser().parse_args(arguments)
     try:
         code = options.run(options)
@@ -142,12 +143,14 @@ def _transcribe(options: argparse.Namespace) -> int:
 
 
 def _synthesize(options: argparse.Namespace) -> int:
-    text = _read_text(options)
-    texts = [line for line in text.splitlines() if line.strip()] if options.lines else [text.strip()]
+    lines = _read_text(options).splitlines()
+    texts = [line for line in lines if line.strip()]
     outputs = _outputs(options.output, len(texts) if options.lines else None)
+    if not texts:
+        raise TextError(f"{options.text_file or 'the text'} is empty: nothing to say")
     tts = load_tts(options.model, dtype=options.dtype)
     speeches = tts.synthesize(
-        texts,
+        texts if options.lines else " ".join(lines).strip(),  # a line break is no symbol, but parts words
         seed=options.seed,
         speaking_rate=options.speaking_rate,
         noise_scale=options.noise_scale,
@@ -156,7 +159,7 @@ def _synthesize(options: argparse.Namespace) -> int:
         normalize=False if options.no_normalize else None,
     )
     failed = 0
-    for output, speech in zip(outputs, speeches, strict=True):
+    for output, speech in zip(outputs, speeches if options.lines else [speeches], strict=True):
         failed += not _write_speech(output, speech)
     return 1 if failed else 0
 
@@ -187,10 +190,10 @@ def _outputs(output: str, count: int | None) -> list[str]:
 def _write_speech(output: str, speech: Speech) -> bool:
     """Write one result and say so; False, with its reason on stderr, if there is none."""
     if speech.error is not None:
-        _warn(f"error: {speech.error}")
+        _warn(f"error: {output}: {speech.error}")
         return False
     if speech.dropped:
-        _warn(f"{output}: no symbol for {' '.join(dict.fromkeys(speech.dropped))}; left out")
+        _warn(f"{output}: no symbol for {_some([*map(repr, dict.fromkeys(speech.dropped))])}; left out")
     if output == "-":
         sys.stdout.buffer.write(speech.encode(".wav"))
     else:
