@@ -33,7 +33,7 @@ class Affine(NamedTuple):
     """Parameters of one convolution."""
 
     kernel: jax.Array
-    bias: jax.Array | None
+    bias: jax.Array
 
 
 class Stage(NamedTuple):
@@ -55,7 +55,6 @@ class Convolution(nn.Module):
     """Declares the parameters of a convolution with a kernel of ``shape`` [K, I, O], or [K, O, I] if ``transposed``."""
 
     shape: tuple[int, int, int]
-    use_bias: bool = True
     transposed: bool = False
 
     @nn.compact
@@ -63,10 +62,19 @@ class Convolution(nn.Module):
         """The parameters; the bias in float32, as it is added to accumulated products."""
         init = nn.initializers.lecun_normal(*((-1, -2) if self.transposed else (-2, -1)))
         kernel = self.param("kernel", init, self.shape)
-        if not self.use_bias:
-            return Affine(kernel, None)
         bias = self.param("bias", nn.initializers.zeros, (self.shape[-2 if self.transposed else -1],))
         return Affine(kernel, bias.astype(jnp.float32))
+
+
+class LastKernel(nn.Module):
+    """Declares the kernel, [K, I, O], of the one convolution without bias."""
+
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The kernel."""
+        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
 
 
 class ResidualBlock(nn.Module):
@@ -112,10 +120,10 @@ class Decoder(nn.Module):
             offset = offset if speaker is None else offset + projected
         stages = [self._stage(i) for i in range(len(c.upsample_rates))]
         width = c.upsample_initial_channel // 2 ** len(stages)
-        post = Convolution((EDGE_KERNEL_SIZE, width, 1), use_bias=False, name="conv_post")()
+        post = LastKernel((EDGE_KERNEL_SIZE, width, 1), name="conv_post")()
         windowed = jax.default_backend() == "cpu" if self.windowed is None else self.windowed
         generator = Generator(c, self.dtype, economical=windowed)
-        weights = generator.prepared(Weights(pre.kernel, stages, post.kernel))
+        weights = generator.prepared(Weights(pre.kernel, stages, post))
         decode = generator.by_window if windowed else generator.at_once
         return decode(weights, latents, frame_mask, offset[:, None])
 
@@ -134,7 +142,7 @@ class Decoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """The arithmetic on parameters and arrays; ``economical`` means with Toom and Cook's convolutions where possible."""
+    """The arithmetic; ``economical`` means with Toom and Cook's convolutions wherever they are possible."""
 
     config: VitsConfig
     dtype: DTypeLike
