@@ -46,15 +46,28 @@ WAVENET_LAYER = (
 HINTS = (
     (
         r"unknown decoder\..*(weight_g|original0)",
-        "The decoder was saved with its weight norm, as training needs it: "
-        "call model.decoder.remove_weight_norm() in transformers before saving",
+        "The decoder was saved with its weight norm, as training needs it. Fold it before saving: for every layer of "
+        'model.decoder that has one, torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")',
     ),
     (r"unknown discriminator", "Discriminators are for training; keep them in a file of their own"),
-    (r"duration_predictor[./](flows|post_|conv_1)", "Does use_stochastic_duration_prediction in config.json match?"),
-    (r"(cond|embed_speaker)", "Do num_speakers and speaker_embedding_size in config.json match the weights?"),
+    (
+        r"duration_predictor[./](conv_1|post_conv_pre)[./]",  # each is of one kind of predictor only
+        "Does use_stochastic_duration_prediction in config.json match the weights?",
+    ),
+    (
+        r"(embed_speaker|decoder[./]cond)",
+        "Do num_speakers and speaker_embedding_size in config.json match the weights?",
+    ),
+    (
+        r"duration_predictor[./]",
+        "Do duration_predictor_num_flows and depth_separable_num_layers in config.json match the weights?",
+    ),
     (r"text_encoder[./]", "Do num_hidden_layers and use_bias in config.json match the weights?"),
-    (r"wavenet[./]", "Do the numbers of flows and WaveNet layers in config.json match the weights?"),
-    (r"decoder[./]", "Do upsample_rates and resblock_kernel_sizes in config.json match the weights?"),
+    (r"(flow|wavenet)[./]", "Do the numbers of flows and WaveNet layers in config.json match the weights?"),
+    (
+        r"decoder[./]",
+        "Do upsample_rates, resblock_kernel_sizes and resblock_dilation_sizes in config.json match the weights?",
+    ),
 )
 
 
