@@ -1,1 +1,1 @@
-"""Text side of the models: CTC vocabularies."""
+"""Text on both sides of the models: CTC vocabularies to spell what was heard, symbols of what is to be said."""
