@@ -8,7 +8,7 @@ the work, runs on batches of windows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from typing import Any, NamedTuple
@@ -22,28 +22,16 @@ from mms_jax.config import VitsConfig
 from mms_jax.errors import NumericsError, SettingError, TextError
 from mms_jax.features import next_bucket
 from mms_jax.models.trees import Params
-from mms_jax.models.vits import VitsModel, fold_weight_norm, frame_counts, receptive_field
+from mms_jax.models.vits import VitsModel, fold_weight_norm, frame_counts, prepare_kernels, receptive_field
 from mms_jax.pipelines.dtypes import check_dtype
+from mms_jax.pipelines.settings import Settings, check_integer, check_number, checked_settings
 from mms_jax.pipelines.speech import Speech
 from mms_jax.pipelines.windows import Window, stream_windows, whole_windows, window_batches
 from mms_jax.text.tts import EncodedText, VitsTokenizer
 
 MAX_SYMBOLS = 2_000  # in one text, blanks not counted; about two minutes: attention's memory grows with the square
 MAX_DURATION = 600.0  # seconds of speech from one text
-MIN_RATE, MAX_RATE = 0.1, 10.0  # of speaking
-MAX_NOISE = 100.0  # times the standard normal distribution; float32 overflows far above
 FIRST_BUCKET = 16  # symbols or frames
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to speak one text."""
-
-    seed: int
-    speaking_rate: float
-    noise_scale: float
-    noise_scale_duration: float
-    speaker: int | None
 
 
 class Frames(NamedTuple):
@@ -164,11 +152,21 @@ class SpeechSynthesizer:
         seeds = list(seed) if isinstance(seed, (list, tuple, range, np.ndarray)) else [seed] * len(texts)
         if len(seeds) != len(texts):
             raise SettingError(f"{len(texts)} text(s), but {len(seeds)} seeds; give one for all or one for each")
-        settings = [self._settings(one, speaking_rate, noise_scale, noise_scale_duration, speaker) for one in seeds]
+        settings = [
+            checked_settings(
+                self.config,
+                seed=one,
+                speaking_rate=speaking_rate,
+                noise_scale=noise_scale,
+                noise_scale_duration=noise_scale_duration,
+                speaker=speaker,
+            )
+            for one in seeds
+        ]
         if batch_size is None:
             batch_size = 1 if jax.default_backend() == "cpu" else 16
-        batch_size = _check_integer("batch_size", batch_size, 1)
-        _check_number("max_duration", max_duration, 0, MAX_DURATION)
+        batch_size = check_integer("batch_size", batch_size, 1)
+        check_number("max_duration", max_duration, 0, MAX_DURATION)
         speeches, frames = [], []
         for index, (one, how) in enumerate(zip(texts, settings, strict=True)):
             speech, drawn = self._draw(one, how, normalize, max_duration, where=f"item {index}: " if many else "")
@@ -196,36 +194,20 @@ class SpeechSynthesizer:
         Together they are the waveform that ``synthesize`` gives, to float rounding (1e-5). Arguments and errors are
         those of ``synthesize``; errors come at the call, not at the first chunk.
         """
-        settings = self._settings(seed, speaking_rate, noise_scale, noise_scale_duration, speaker)
-        _check_number("max_duration", max_duration, 0, MAX_DURATION)
+        settings = checked_settings(
+            self.config,
+            seed=seed,
+            speaking_rate=speaking_rate,
+            noise_scale=noise_scale,
+            noise_scale_duration=noise_scale_duration,
+            speaker=speaker,
+        )
+        check_number("max_duration", max_duration, 0, MAX_DURATION)
         speech, frames = self._draw(text, settings, normalize, max_duration, where="")
         if frames is None:
             assert speech.error is not None
             raise speech.error
         return self._stream(frames)
-
-    def _settings(self, seed, speaking_rate, noise_scale, noise_scale_duration, speaker) -> Settings:
-        c = self.config
-        rate = c.speaking_rate if speaking_rate is None else speaking_rate
-        voice = c.noise_scale if noise_scale is None else noise_scale
-        rhythm = c.noise_scale_duration if noise_scale_duration is None else noise_scale_duration
-        return Settings(
-            _check_integer("seed", seed, 0),
-            _check_number("speaking_rate", rate, MIN_RATE, MAX_RATE),
-            _check_number("noise_scale", voice, 0, MAX_NOISE),
-            _check_number("noise_scale_duration", rhythm, 0, MAX_NOISE),
-            self._check_speaker(speaker),
-        )
-
-    def _check_speaker(self, speaker: int | None) -> int | None:
-        count = self.config.num_speakers
-        if speaker is None and count == 1:
-            return None
-        if speaker is None:
-            raise SettingError(f"this checkpoint has {count} speakers; choose one: speaker=0 … {count - 1}")
-        if isinstance(speaker, bool) or not isinstance(speaker, (int, np.integer)) or not 0 <= speaker < count:
-            raise SettingError(f"speaker is {speaker!r}; this checkpoint has {count}: 0 … {count - 1}")
-        return int(speaker) if count > 1 else None
 
     def _draw(
         self, text: Any, settings: Settings, normalize: bool | None, max_duration: float, *, where: str
@@ -347,8 +329,12 @@ class SpeechSynthesizer:
 
     @cached_property
     def _folded(self) -> Params:
-        """The parameters with weight norms folded into kernels once, without what only training reads."""
-        return fold_weight_norm({name: part for name, part in self.params.items() if name != "posterior_encoder"})
+        """The parameters with everything computed once that depends on them alone, without what only training reads."""
+        used = {name: part for name, part in self.params.items() if name != "posterior_encoder"}
+        if jax.default_backend() == "cpu":
+            prepare = jax.jit(prepare_kernels, static_argnames=("config", "dtype"))
+            used["decoder"] = prepare(used["decoder"], config=self.config, dtype=self._dtype)
+        return fold_weight_norm(used)
 
     @cached_property
     def _encode(self):
@@ -383,16 +369,3 @@ class SpeechSynthesizer:
 def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
     """Drawn by numpy on the host: the same for any padding and on any device."""
     return random.standard_normal(shape, np.float32) * np.float32(scale)
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> float:
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
-        raise SettingError(f"{name} is {value!r}; it must be a number in {least:g} … {most:g}")
-    return float(value)
-
-
-def _check_integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise SettingError(f"{name} is {value!r}; it must be an integer from {least} on")
-    return int(value)

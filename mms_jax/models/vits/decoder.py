@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,11 +23,12 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from mms_jax.config import VitsConfig
 from mms_jax.models.layers import Dense, conv, matmul, same_padding
+from mms_jax.models.trees import Params, flatten, unflatten
 from mms_jax.models.vits.convolution import GROUP, Signal, toom_cook_conv, transform_kernel
 
 EDGE_KERNEL_SIZE = 7  # of the first and the last convolution
 LAST_SLOPE = 0.01  # of the leaky ReLU before the last convolution; all others have config.leaky_relu_slope
-WINDOW = 128  # frames, 2 s: activations fit a CPU's cache; decoding a window's neighbourhood with it costs 8 %
+WINDOW = 64  # frames, 1 s: what passes between layers stays in a CPU's cache; decoding its neighbourhood too costs 9 %
 
 
 class Affine(NamedTuple):
@@ -61,7 +63,8 @@ class Convolution(nn.Module):
     def __call__(self) -> Affine:
         """The parameters; the bias in float32, as it is added to accumulated products."""
         init = nn.initializers.lecun_normal(*((-1, -2) if self.transposed else (-2, -1)))
-        kernel = self.param("kernel", init, self.shape)
+        prepared = self.has_variable("params", "kernel_at_points")  # by prepare_kernels
+        kernel = self.get_variable("params", "kernel_at_points") if prepared else self.param("kernel", init, self.shape)
         bias = self.param("bias", nn.initializers.zeros, (self.shape[-2 if self.transposed else -1],))
         return Affine(kernel, bias.astype(jnp.float32))
 
@@ -155,13 +158,18 @@ class Generator:
             kernel, rate = stage.upsampler.kernel, self.config.upsample_rates[index]
             kernel = jnp.pad(kernel, ((0, -len(kernel) % rate), (0, 0), (0, 0)))  # whole multiples of the rate
             upsampler = Affine(kernel.reshape(-1, kernel.shape[-1]).T, stage.upsampler.bias)
-            if not self._is_economical(index):
+            if not self.is_economical(index):
                 return Stage(upsampler, stage.blocks)
-            transform = lambda one: Affine(transform_kernel(one.kernel, dtype=self.dtype), one.bias)  # noqa: E731
-            return Stage(upsampler, [[(transform(a), transform(b)) for a, b in block] for block in stage.blocks])
+            return Stage(
+                upsampler, [[(self._at_points(a), self._at_points(b)) for a, b in block] for block in stage.blocks]
+            )
 
         stages = [prepare(i, stage) for i, stage in enumerate(weights.stages)]
         return Weights(weights.pre, stages, weights.post[..., 0].T)
+
+    def _at_points(self, one: Affine) -> Affine:
+        is_prepared = one.kernel.ndim == 4
+        return one if is_prepared else Affine(transform_kernel(one.kernel, dtype=self.dtype), one.bias)
 
     def at_once(
         self,
@@ -220,7 +228,7 @@ class Generator:
         for i, (stage, rate) in enumerate(zip(weights.stages, self.config.upsample_rates, strict=True)):
             x = self._upsample(_leaky_relu(x, mask, slope=self.config.leaky_relu_slope), stage.upsampler, index=i)
             mask = jnp.repeat(mask, rate, axis=1)
-            blocks = self._economical_blocks if self._is_economical(i) else self._blocks
+            blocks = self._economical_blocks if self.is_economical(i) else self._blocks
             x = blocks(x, mask, stage)
             surplus = contexts[i + 1] * rate - contexts[i + 2]
             x, mask = _crop(x, surplus), _crop(mask, surplus)
@@ -280,11 +288,27 @@ class Generator:
             total = total + y
         return (total / len(stage.blocks)).reshape(x.shape)
 
-    def _is_economical(self, index: int) -> bool:
+    def is_economical(self, index: int) -> bool:
         """Groups of four that begin and end with frames, and dilations that the groups allow."""
         rate = math.prod(self.config.upsample_rates[: index + 1])
         dilations = (dilation for block in self.config.resblock_dilation_sizes for dilation in block)
         return self.economical and rate % GROUP == 0 and all(dilation % 2 for dilation in dilations)
+
+
+def prepare_kernels(params: Mapping[str, Any], config: VitsConfig, *, dtype: DTypeLike) -> Params:
+    """Parameters of a ``Decoder`` with ``windowed`` whose kernels were transformed once: for synthesis, not training.
+
+    Otherwise every call transforms them, which takes as long as a tenth of a second of speech.
+    """
+    generator, per_stage = Generator(config, dtype, economical=True), len(config.resblock_kernel_sizes)
+    prepared = {}
+    for path, leaf in flatten(params).items():
+        block = re.match(r"resblocks_(\d+)/.*/kernel$", path)
+        if block and generator.is_economical(int(block[1]) // per_stage):
+            prepared[f"{path}_at_points"] = transform_kernel(leaf, dtype=dtype)
+        else:
+            prepared[path] = leaf
+    return unflatten(prepared)
 
 
 def receptive_field(config: VitsConfig) -> int:
