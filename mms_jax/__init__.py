@@ -3,6 +3,10 @@
 >>> import mms_jax
 >>> asr = mms_jax.load_asr("facebook/mms-1b-all", language="fra")
 >>> asr.transcribe("clip.wav").text
+>>> lid = mms_jax.load_lid("facebook/mms-lid-126")
+>>> lid.identify("clip.wav").language
+>>> encoder = mms_jax.load_encoder("facebook/mms-300m")
+>>> encoder.features("clip.wav", layer=12).hidden
 >>> tts = mms_jax.load_tts("facebook/mms-tts-eng")
 >>> tts.synthesize("Hello, my dog is cute").save("hello.wav")
 """
@@ -21,6 +25,8 @@ from mms_jax.errors import (
 from mms_jax.languages import languages
 from mms_jax.pipelines.asr import SpeechRecognizer, Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL
+from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
+from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
 from mms_jax.pipelines.speech import Speech
 from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
 
@@ -29,13 +35,18 @@ __version__ = "0.1.0"
 __all__ = [
     "DEMO_MODEL",
     "AudioError",
+    "Candidate",
     "CheckpointError",
     "ConfigError",
+    "EncoderFeatures",
+    "Identification",
     "LanguageError",
+    "LanguageIdentifier",
     "MMSError",
     "NumericsError",
     "SettingError",
     "Speech",
+    "SpeechEncoder",
     "SpeechRecognizer",
     "SpeechSynthesizer",
     "TextError",
@@ -43,5 +54,7 @@ __all__ = [
     "VocabularyError",
     "languages",
     "load_asr",
+    "load_encoder",
+    "load_lid",
     "load_tts",
 ]

@@ -18,6 +18,7 @@ from mms_jax.pipelines.asr import Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
 from mms_jax.pipelines.dtypes import DTYPES
 from mms_jax.pipelines.info import describe, model_languages
+from mms_jax.pipelines.lid import Identification, load_lid
 from mms_jax.pipelines.speech import FORMATS, Speech
 from mms_jax.pipelines.tts import load_tts
 
@@ -25,6 +26,7 @@ _EXAMPLES = """examples:
   mms-jax demo
   mms-jax transcribe clip.wav --language fra --model facebook/mms-1b-all --dtype bfloat16
   mms-jax transcribe *.flac --language eng --format json > texts.jsonl
+  mms-jax identify *.mp3 --model facebook/mms-lid-126 --top-k 3
   mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
   mms-jax languages --task asr
   mms-jax info facebook/mms-1b-all
@@ -64,14 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3, any rate and channels")
     _add_model(transcribe)
     transcribe.add_argument("--language", metavar="CODE", help="ISO 639 code, English name, or the model's own tag")
-    transcribe.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
-    transcribe.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and products (float32)")
-    transcribe.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="most files at a time (8)")
+    _add_files(transcribe)
     transcribe.set_defaults(run=_transcribe)
 
+    _add_identify(commands)
     _add_synthesize(commands)
 
     info = commands.add_parser("info", help="describe a checkpoint")
@@ -115,6 +115,24 @@ def _add_synthesize(commands: Any) -> None:
     synthesize.set_defaults(run=_synthesize)
 
 
+def _add_identify(commands: Any) -> None:
+    identify = commands.add_parser("identify", help="print which language is spoken in audio files")
+    identify.add_argument("--model", required=True, metavar="DIR|REPO", help="such as facebook/mms-lid-126")
+    identify.add_argument("--top-k", type=_positive, default=1, metavar="K", help="languages to name (1)")
+    identify.add_argument(
+        "--languages", metavar="CODES", help="the only ones to consider, such as eng,fra; their probabilities add to 1"
+    )
+    _add_files(identify)
+    identify.set_defaults(run=_identify)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3, any rate and channels")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and products (float32)")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="most files at a time (8)")
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR|REPO", help="directory or hub name (default: the bundled demo model)")
 
@@ -140,6 +158,33 @@ def _transcribe(options: argparse.Namespace) -> int:
         elif result.error is None:
             print(result.text if len(results) == 1 else f"{file}\t{result.text}")
     return 1 if failed else 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    lid = load_lid(options.model, dtype=options.dtype)
+    wanted = None if options.languages is None else [name for name in options.languages.split(",") if name.strip()]
+    results = lid.identify(list(options.files), top_k=options.top_k, languages=wanted, batch_size=options.batch_size)
+    failed = 0
+    for file, result in zip(options.files, results, strict=True):
+        if result.error is not None:
+            failed += 1
+            _warn(f"error: {result.error}")
+        if options.format == "json":
+            _print_identification(file, result)
+        elif result.error is None:
+            named = "\t".join(f"{language}\t{probability:.4f}" for language, probability in result.top)
+            print(named if len(results) == 1 else f"{file}\t{named}")
+    return 1 if failed else 0
+
+
+def _print_identification(file: str, result: Identification) -> None:
+    record: dict[str, Any] = {"file": file, "duration": round(result.duration, 3)}
+    if result.error is not None:
+        record |= {"error": str(result.error)}
+    else:
+        record |= {"language": result.language, "probability": round(result.probability, 6)}
+        record |= {"top": [[language, round(probability, 6)] for language, probability in result.top]}
+    print(json.dumps(record, ensure_ascii=False))
 
 
 def _synthesize(options: argparse.Namespace) -> int:

@@ -33,12 +33,12 @@ _BOOKKEEPING = _names(
     """
 )
 
-# Heads and objectives other than CTC: read by their own modules, never by the encoder or the CTC head.
+# Heads and objectives that are not computed here; the encoder never reads what they are made of.
 _OTHER_HEADS = _names(
     """
-    classifier_proj_size codevector_dim contrastive_logits_temperature diversity_loss_weight
-    num_codevector_groups num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dim tdnn_kernel
-    tdnn_dilation xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
+    codevector_dim contrastive_logits_temperature diversity_loss_weight num_codevector_groups
+    num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dim tdnn_kernel tdnn_dilation
+    xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
     """
 )
 
@@ -71,7 +71,7 @@ _VITS_TRAINING = _names(
     """
 )
 
-_LOADERS = {"wav2vec2": "load_asr", "vits": "load_tts"}
+_LOADERS = {"wav2vec2": "load_asr, load_lid or load_encoder", "vits": "load_tts"}
 
 # Attributes that would change the maths: accepted only at the value this library computes.
 _FIXED: Mapping[str, tuple[Any, str]] = {
@@ -191,6 +191,7 @@ class Wav2Vec2Config(ModelConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     adapter_attn_dim: int | None = None
+    classifier_proj_size: int = 256
 
     @property
     def head_dim(self) -> int:

@@ -45,8 +45,8 @@ def bind(
         source: the checkpoint's name, for errors.
 
     Raises:
-        CheckpointError: a parameter without a tensor, a tensor without a parameter, one given twice, a wrong shape or
-            dtype.
+        CheckpointError: a parameter without a tensor, a tensor without a parameter that the table does not list as
+            unused, one given twice, a wrong shape or dtype.
     """
     by_path = {rule.jax: rule for rule in table.rules}
     without_rule = expected.keys() - by_path.keys()
@@ -61,7 +61,8 @@ def bind(
             bindings.append(Binding(rule, found[0], tensors[found[0]]))
         elif path not in table.optional:
             missing[rule.torch] = rule.layout.shape(expected[path])
-    unknown = {name: tensors[name].shape for name in tensors.keys() - {binding.name for binding in bindings}}
+    used = {binding.name for binding in bindings}
+    unknown = {name: tensors[name].shape for name in tensors.keys() - used - table.unused.keys()}
     _check_complete(missing, unknown, table.hints, source=source)
     for binding in bindings:
         _check_tensor(binding, expected)

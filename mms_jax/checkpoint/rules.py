@@ -7,7 +7,8 @@ wav2vec2_rules.py and vits_rules.py; engine.py applies them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,8 @@ class Table(NamedTuple):
     # What a mismatch means: the first pattern found in one of "missing NAME", "unknown NAME" (PyTorch names when
     # reading, our paths when writing) gives the advice.
     hints: Sequence[tuple[str, str]] = ()
+    # PyTorch names of tensors that may be there and are left unread, with the reason.
+    unused: Mapping[str, str] = MappingProxyType({})
 
 
 def affine(torch: str, jax: str, layout: Layout = Layout.LINEAR) -> tuple[Rule, Rule]:
@@ -94,8 +97,9 @@ def expand(rules: Sequence[Rule], count: int) -> Iterator[Rule]:
             yield rule._replace(torch=rule.torch.format(i=i), jax=rule.jax.format(i=i), alias=alias)
 
 
-def prefixed(rules: Iterable[Rule], torch: str, jax: str) -> Iterator[Rule]:
-    """The rules of a part, under the part's name on either side."""
+def prefixed(rules: Iterable[Rule], torch: str, jax: str | None) -> Iterator[Rule]:
+    """The rules of a part, under the part's name on either side; None: there our path is the part's own."""
     for rule in rules:
         alias = rule.alias and f"{torch}.{rule.alias}"
-        yield rule._replace(torch=f"{torch}.{rule.torch}", jax=f"{jax}/{rule.jax}", alias=alias)
+        path = rule.jax if jax is None else f"{jax}/{rule.jax}"
+        yield rule._replace(torch=f"{torch}.{rule.torch}", jax=path, alias=alias)

@@ -1,35 +1,57 @@
-"""wav2vec2 checkpoints with a CTC head, and adapter files, in the Hugging Face layout: load and save."""
+"""wav2vec2 checkpoints in the Hugging Face layout, with a CTC head, a classifier or none, and adapter files."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mms_jax.checkpoint.engine import bind, to_jax, to_torch
+from mms_jax.audio import SAMPLING_RATE
+from mms_jax.checkpoint import processor
+from mms_jax.checkpoint.engine import Binding, bind, to_jax, to_torch
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.checkpoint.rules import Table
 from mms_jax.checkpoint.tensors import read_header, write_tensors
-from mms_jax.checkpoint.wav2vec2_rules import HINTS, OPTIONAL, ctc_rules
-from mms_jax.checkpoint.weights import bind_weights, save_model
+from mms_jax.checkpoint.wav2vec2_rules import HINTS, OPTIONAL, classifier_table, ctc_rules, encoder_table
+from mms_jax.checkpoint.weights import bind_weights, open_weights, save_model
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import CheckpointError, LanguageError
-from mms_jax.models import Wav2Vec2ForCTC
+from mms_jax.errors import CheckpointError, ConfigError, LanguageError
+from mms_jax.features import FeatureExtractor
+from mms_jax.files import read_json, write_json
+from mms_jax.models import Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from mms_jax.models.trees import Params, flatten, is_adapter_path
 
 _LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+# What a config.json's "architectures" are loaded with, for errors.
+_LOADERS = {
+    "Wav2Vec2ForCTC": "a recognition (CTC) model: use load_asr",
+    "Wav2Vec2ForSequenceClassification": "a classifier: use load_lid",
+    "Wav2Vec2ForPreTraining": "a pretrained encoder: use load_encoder",
+    "Wav2Vec2Model": "an encoder without a head: use load_encoder",
+}
 
 
 class Checkpoint(NamedTuple):
     """A model read from disk."""
 
     config: Wav2Vec2Config
+    params: Params
+
+
+class ClassifierCheckpoint(NamedTuple):
+    """A classifier read from disk."""
+
+    config: Wav2Vec2Config
+    labels: tuple[str, ...]  # by id
     params: Params
 
 
@@ -57,14 +79,99 @@ def load_ctc(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = F
     """
     config = Wav2Vec2Config.from_file(require(source, "config.json"))
     bindings = bind_weights(source, _ctc_table(config), param_shapes(config))
-    return Checkpoint(
-        config, to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
-    )
+    return Checkpoint(config, _read(bindings, config, dtype, stack_layers))
+
+
+def _read(bindings: list[Binding], config: Wav2Vec2Config, dtype: Any, stack_layers: bool) -> Params:
+    return to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
+
+
+def load_classifier(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = False) -> ClassifierCheckpoint:
+    """Read config.json and the weights of a ``Wav2Vec2ForSequenceClassification`` checkpoint; otherwise ``load_ctc``.
+
+    Raises:
+        CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json, its
+            labels included.
+    """
+    path = require(source, "config.json")
+    config = Wav2Vec2Config.from_file(path)
+    labels = read_labels(read_json(path), source=str(path))
+    bindings = bind_weights(source, classifier_table(config), classifier_shapes(config, len(labels)))
+    return ClassifierCheckpoint(config, labels, _read(bindings, config, dtype, stack_layers))
+
+
+def read_labels(values: Mapping[str, Any], *, source: str) -> tuple[str, ...]:
+    """A classifier's labels by id, from the ``id2label`` of a parsed config.json.
+
+    Raises:
+        ConfigError: there is none, its ids are not 0 … n - 1, a label is no text or occurs twice, or ``label2id`` or
+            ``num_labels`` contradict it; the message names ``source`` and the fault.
+    """
+    named = values.get("id2label")
+    if not isinstance(named, Mapping) or not named:
+        hint = _loaded_with(values, but="Wav2Vec2ForSequenceClassification")
+        raise ConfigError(f'{source}: no id2label, an object such as {{"0": "eng"}}, so no names for labels{hint}')
+    ids = {str(index): index for index in range(len(named))}
+    missing, extra = [id_ for id_ in ids if id_ not in named], sorted(named.keys() - ids.keys())
+    if missing:
+        found = f"no {missing[0]!r} but {extra[0]!r}"
+        raise ConfigError(f"{source}: id2label has {found}; its {len(ids)} ids must be 0 … {len(ids) - 1}")
+    labels: dict[str, int] = {}
+    for id_, index in ids.items():
+        label = named[id_]
+        if not isinstance(label, str) or not label.strip():
+            raise ConfigError(f"{source}: id2label names {id_} {label!r}, which is no text")
+        if labels.setdefault(label, index) != index:
+            raise ConfigError(f"{source}: id2label names both {labels[label]} and {id_} {label!r}")
+    _check_label_ids(values, labels, source)
+    return tuple(labels)
+
+
+def _check_label_ids(values: Mapping[str, Any], labels: Mapping[str, int], source: str) -> None:
+    expected = {label: str(index) for label, index in labels.items()}
+    stated = values.get("label2id")
+    # Some training scripts write the ids as text.
+    stated = {label: str(index) for label, index in stated.items()} if isinstance(stated, Mapping) else stated
+    if stated is not None and stated != expected:
+        differing = stated.items() ^ expected.items() if isinstance(stated, Mapping) else expected.items()
+        label = min(label for label, _ in differing)
+        raise ConfigError(f"{source}: label2id and id2label disagree about {label!r}")
+    num_labels = values.get("num_labels")
+    if num_labels is not None and num_labels != len(labels):
+        raise ConfigError(f"{source}: num_labels is {num_labels!r}, but id2label has {len(labels)}")
+
+
+def _loaded_with(values: Mapping[str, Any], *, but: str) -> str:
+    """The end of a message: which loader a config.json is for, where its architecture is known and not ``but``."""
+    architectures = values.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    meant = [_LOADERS[name] for name in names if isinstance(name, str) and name in _LOADERS and name != but]
+    return f". It is {meant[0]}" if meant else ""
+
+
+def load_processor(source: Source) -> processor.Processor:
+    """``processor.load_processor``, which says what a checkpoint is for where it lacks a vocabulary by its nature."""
+    config = source.find("config.json") if source.find("vocab.json") is None else None
+    hint = "" if config is None else _loaded_with(read_json(config), but="Wav2Vec2ForCTC")
+    if hint:
+        raise CheckpointError(f"{source.name}: no vocab.json there{hint}")
+    return processor.load_processor(source)
+
+
+def load_wav2vec2(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = False) -> Checkpoint:
+    """Read config.json and the encoder of any wav2vec2 checkpoint: pretraining, CTC, classifier, or nothing else.
+
+    What only heads need stays unread (``UNUSED``); adapters are part of the encoder. Otherwise ``load_ctc``.
+    """
+    config = Wav2Vec2Config.from_file(require(source, "config.json"))
+    bare = not any(name.startswith("wav2vec2.") for name in open_weights(source))
+    bindings = bind_weights(source, encoder_table(config, bare=bare), encoder_shapes(config))
+    return Checkpoint(config, _read(bindings, config, dtype, stack_layers))
 
 
 @functools.lru_cache(maxsize=16)
-def _param_shapes(config: Wav2Vec2Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    module = Wav2Vec2ForCTC(config, scan_layers=True)  # tracing one layer instead of all
+def _shapes(model: type[nn.Module], config: Wav2Vec2Config, *sizes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    module = model(config, *sizes, scan_layers=True)  # tracing one layer instead of all
     samples = jax.ShapeDtypeStruct((1, config.min_samples), jnp.float32)
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in flatten(jax.eval_shape(module.init, jax.random.key(0), samples)["params"]).items():
@@ -81,7 +188,17 @@ def param_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
 
     ``masked_spec_embed`` is left out where the config does without it.
     """
-    return dict(_param_shapes(config))
+    return dict(_shapes(Wav2Vec2ForCTC, config))
+
+
+def classifier_shapes(config: Wav2Vec2Config, num_labels: int) -> dict[str, tuple[int, ...]]:
+    """``param_shapes`` of ``Wav2Vec2ForSequenceClassification(config, num_labels)``."""
+    return dict(_shapes(Wav2Vec2ForSequenceClassification, config, num_labels))
+
+
+def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
+    """``param_shapes`` of ``Wav2Vec2Model(config)``."""
+    return dict(_shapes(Wav2Vec2Model, config))
 
 
 def _ctc_table(config: Wav2Vec2Config) -> Table:
@@ -139,6 +256,41 @@ def save_ctc(directory: str | PathLike[str], *, config: Wav2Vec2Config, params: 
     """
     tensors = to_torch(_ctc_table(config), params, param_shapes(config))
     save_model(directory, config=config, tensors=tensors, architecture="Wav2Vec2ForCTC")
+
+
+def save_classifier(
+    directory: str | PathLike[str], *, config: Wav2Vec2Config, labels: Sequence[str], params: Mapping[str, Any]
+) -> None:
+    """Write config.json and model.safetensors of a classifier; otherwise ``save_ctc``."""
+    tensors = to_torch(classifier_table(config), params, classifier_shapes(config, len(labels)))
+    attributes = {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    read_labels(attributes, source="the labels to be saved")
+    architecture = "Wav2Vec2ForSequenceClassification"
+    save_model(directory, config=config, tensors=tensors, architecture=architecture, attributes=attributes)
+
+
+def load_feature_extractor(source: Source) -> FeatureExtractor:
+    """Read how audio is normalised, for checkpoints that have no vocabulary.
+
+    Raises:
+        CheckpointError: no such file. ConfigError: it is malformed, or for another rate than 16 kHz.
+    """
+    extractor = processor._load_feature_extractor(source)
+    if extractor.sampling_rate != SAMPLING_RATE:
+        rate = extractor.sampling_rate
+        raise ConfigError(f"{source.name}: sampling_rate {rate}; only {SAMPLING_RATE} Hz models are read")
+    return extractor
+
+
+def save_feature_extractor(directory: str | PathLike[str], feature_extractor: FeatureExtractor) -> None:
+    """Write preprocessor_config.json, which transformers 4 and 5 both read."""
+    values = dataclasses.asdict(feature_extractor)
+    del values["norm_eps"]  # no such key there: everybody computes with the same
+    values |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "padding_side": "right"}
+    write_json(Path(directory) / "preprocessor_config.json", values)
 
 
 def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:

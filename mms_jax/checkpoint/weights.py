@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mms_jax.checkpoint.engine import Binding, bind
 from mms_jax.checkpoint.hub import Source, list_files, require
@@ -51,9 +53,16 @@ def bind_weights(source: Source, table: Table, expected: Mapping[str, tuple[int,
 
 
 def save_model(
-    directory: str | PathLike[str], *, config: ModelConfig, tensors: Iterable[TensorSource], architecture: str
+    directory: str | PathLike[str],
+    *,
+    config: ModelConfig,
+    tensors: Iterable[TensorSource],
+    architecture: str,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write config.json and model.safetensors so that transformers loads them as its class ``architecture``.
+
+    ``attributes`` go into config.json beside those of ``config``.
 
     Raises:
         CheckpointError: a tensor holds NaN. OSError: it cannot be written.
@@ -61,4 +70,5 @@ def save_model(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory / WEIGHTS, tensors)
-    write_json(directory / "config.json", config.to_dict() | {"architectures": [architecture], "dtype": "float32"})
+    values = {**config.to_dict(), **attributes, "architectures": [architecture], "dtype": "float32"}
+    write_json(directory / "config.json", values)
