@@ -17,7 +17,7 @@ from mms_jax.config import VitsConfig
 from mms_jax.models.layers import conv, same_padding
 from mms_jax.models.vits import decoder as decoder_file
 from mms_jax.models.vits.convolution import GROUP, Signal, toom_cook_conv, transform_kernel
-from mms_jax.models.vits.decoder import Decoder, receptive_field
+from mms_jax.models.vits.decoder import Decoder, prepare_kernels, receptive_field
 
 SAME = 1e-5  # of samples between -1 and 1, float32: the order of summation, and twice the rounding of a plain sum
 BFLOAT16 = 0.05  # operands have 8 bits; 0.02 is usual through four stages of 19 convolutions
@@ -25,13 +25,13 @@ SMALL_WINDOW = 11  # frames: several windows for a short test, and no multiple o
 
 NARROW: dict[str, Any] = {"flow_size": 6, "upsample_initial_channel": 16}
 SHORT: dict[str, Any] = NARROW | {"upsample_rates": [4, 2], "upsample_kernel_sizes": [8, 4]}
+OTHER = "other slope, other blocks"  # the least to compile
 CONFIGS: dict[str, dict[str, Any]] = {
     "mms": NARROW | {"upsample_initial_channel": 32},
     "speakers": SHORT | {"num_speakers": 3, "speaker_embedding_size": 5},
     "kernels no longer than rates": NARROW | {"upsample_rates": [2, 3, 4], "upsample_kernel_sizes": [2, 3, 4]},
     "kernel no multiple of its rate": SHORT | {"upsample_rates": [5, 4], "upsample_kernel_sizes": [11, 6]},
-    "other slope, other blocks": SHORT
-    | {"leaky_relu_slope": 0.3, "resblock_kernel_sizes": [5], "resblock_dilation_sizes": [[1, 7, 3, 9]]},
+    OTHER: SHORT | {"leaky_relu_slope": 0.3, "resblock_kernel_sizes": [5], "resblock_dilation_sizes": [[1, 7, 3, 9]]},
     "even dilations": SHORT | {"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 2], [4, 3]]},
     "blocks of different depth": SHORT | {"resblock_kernel_sizes": [9, 1], "resblock_dilation_sizes": [[5], [1, 3]]},
 }
@@ -123,7 +123,7 @@ def test_a_speaker_is_added_as_transformers_adds_it(windowed):
 
 
 @ARRANGEMENTS
-@pytest.mark.parametrize("name", ["mms", "kernel no multiple of its rate", "even dilations"])
+@pytest.mark.parametrize("name", [OTHER, "kernel no multiple of its rate", "even dilations"])
 def test_rows_of_a_batch_equal_themselves_alone_and_are_silent_behind_their_end(name, windowed):
     lengths = [29, SMALL_WINDOW, 1, 0, SMALL_WINDOW + 1]
     latents, hop = random_latents(name, len(lengths), max(lengths)), config_of(name).hop_length
@@ -138,11 +138,11 @@ def test_rows_of_a_batch_equal_themselves_alone_and_are_silent_behind_their_end(
 
 @ARRANGEMENTS
 def test_masked_frames_are_not_read(windowed):
-    latents = random_latents("mms", 1, 20)
+    latents = random_latents(OTHER, 1, 20)
     masked = latents.copy()
     masked[:, 15:] = np.inf
-    expected = decode("mms", latents, [15], windowed=windowed)
-    np.testing.assert_array_equal(decode("mms", masked, [15], windowed=windowed), expected)
+    expected = decode(OTHER, latents, [15], windowed=windowed)
+    np.testing.assert_array_equal(decode(OTHER, masked, [15], windowed=windowed), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -160,22 +160,31 @@ def test_the_receptive_field_of_mms_models_is_13_frames():
 
 
 def test_windows_do_not_hear_beyond_the_receptive_field():
-    reach, hop = receptive_field(config_of("mms")), config_of("mms").hop_length
-    latents = random_latents("mms", 1, 3 * SMALL_WINDOW + 2 * reach)
+    reach, hop = receptive_field(config_of(OTHER)), config_of(OTHER).hop_length
+    latents = random_latents(OTHER, 1, 3 * SMALL_WINDOW + 2 * reach)
     changed, middle = latents.copy(), latents.shape[1] // 2
     changed[:, : middle - reach] += 1
     changed[:, middle + reach + 1 :] += 1
-    one, other = (decode("mms", x, [x.shape[1]], windowed=True)[0] for x in (latents, changed))
+    one, other = (decode(OTHER, x, [x.shape[1]], windowed=True)[0] for x in (latents, changed))
     np.testing.assert_allclose(*(x[middle * hop : (middle + 1) * hop] for x in (one, other)), rtol=0, atol=SAME)
     assert np.abs(one - other).max() > 0.1
 
 
 @ARRANGEMENTS
 def test_bfloat16_operands_stay_close_and_are_used(windowed):
-    latents = random_latents("mms", 1, 2 * SMALL_WINDOW)
-    exact = run_peer("mms", latents)
-    error = np.abs(decode("mms", latents, [latents.shape[1]], windowed=windowed, dtype="bfloat16") - exact).max()
+    latents = random_latents(OTHER, 1, 2 * SMALL_WINDOW)
+    exact = run_peer(OTHER, latents)
+    error = np.abs(decode(OTHER, latents, [latents.shape[1]], windowed=windowed, dtype="bfloat16") - exact).max()
     assert 1e-4 < error < BFLOAT16
+
+
+@pytest.mark.parametrize("name", ["kernels no longer than rates", "even dilations", "speakers"])
+def test_kernels_transformed_beforehand_give_the_same_waveform(name):
+    latents, params = random_latents(name, 1, SMALL_WINDOW + 1), params_of(peer(name))
+    prepared = prepare_kernels(jax.tree.map(jnp.asarray, params), config_of(name), dtype=jnp.float32)
+    mask = np.ones(latents.shape[:2], bool)
+    ours = compiled(name, windowed=True)(prepared, latents, mask, None)
+    np.testing.assert_allclose(ours, run_peer(name, latents), rtol=0, atol=SAME)
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 5, 7])
