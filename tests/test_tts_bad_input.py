@@ -250,7 +250,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 # Memory
 
-MEMORY = 1_000_000_000  # bytes above the loaded model, for any text; 960 MB are seen: attention, and the transformed kernels
+MEMORY = 1_000_000_000  # bytes above the loaded model, for any text; 960 MB are seen: attention, transformed kernels
 REAL = Voice(VOICES["english"].vocabulary, FOX, VOICES["english"].tokenizer, {})
 
 
