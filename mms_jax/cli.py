@@ -225,6 +225,8 @@ def _outputs(output: str, count: int | None) -> list[str]:
     path = Path(output)
     if output != "-" and path.suffix.lower() not in FORMATS:
         raise AudioError(f"--output {output}: speech is written as {', '.join(FORMATS)}, by the name's ending")
+    if not path.parent.is_dir():
+        raise AudioError(f"--output {output}: there is no folder {path.parent}")
     if count is None:
         return [output]
     if output == "-":

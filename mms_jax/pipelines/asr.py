@@ -19,6 +19,7 @@ from mms_jax.checkpoint import (
     load_ctc,
     load_processor,
     open_source,
+    require,
     save_adapter,
     save_ctc,
     save_processor,
@@ -91,6 +92,7 @@ def load_asr(
     resolved = check_dtype(dtype)
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    Wav2Vec2Config.from_file(require(source, "config.json"))  # first: another architecture has other processor files
     processor = load_processor(source)
     _check_sampling_rate(processor.feature_extractor, source.name)
     config, params = load_ctc(source, dtype=resolved, stack_layers=scan)

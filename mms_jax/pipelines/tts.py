@@ -29,8 +29,10 @@ from mms_jax.pipelines.speech import Speech
 from mms_jax.pipelines.windows import Window, stream_windows, whole_windows, window_batches
 from mms_jax.text.tts import EncodedText, VitsTokenizer
 
-MAX_SYMBOLS = 2_000  # in one text, blanks not counted; about two minutes: attention's memory grows with the square
+MAX_SYMBOLS = 1_500  # in one text, blanks not counted; some 100 s: attention's memory grows with the square
+MAX_ROMANIZED = 10 * MAX_SYMBOLS  # characters that uroman is asked for: its time grows with the square, too
 MAX_DURATION = 600.0  # seconds of speech from one text
+SPLIT = "split the text, best at the ends of sentences"
 FIRST_BUCKET = 16  # symbols or frames
 
 
@@ -129,7 +131,7 @@ class SpeechSynthesizer:
         """Speak one text, or each of a list.
 
         Args:
-            text: at most 2,000 symbols each.
+            text: at most 1,500 symbols each.
             seed: of the noise; one for all texts, or a list with one for each. The same text, seed and settings give
                 the same speech, whatever else is in the list.
             speaking_rate: 0.1 … 10; 2 halves all durations. Default: the checkpoint's, as for the next two.
@@ -215,6 +217,7 @@ class SpeechSynthesizer:
         """Everything before the decoder for one text: what is known of the speech so far; latents unless it failed."""
         speech = Speech(text=text if isinstance(text, str) else repr(text), sampling_rate=self.sampling_rate)
         try:
+            self._check_length(text)
             encoded = self.tokenizer.encode(text, normalize=normalize)
             speech = replace(
                 speech,
@@ -228,11 +231,15 @@ class SpeechSynthesizer:
         except NumericsError as error:
             return replace(speech, error=NumericsError(f"{where}{error}") if where else error), None
 
+    def _check_length(self, text: Any) -> None:
+        if self.tokenizer.is_uroman and isinstance(text, str) and len(text) > MAX_ROMANIZED:
+            raise TextError(f"{len(text):,} characters ({text[:20]!r} …) to romanise, over {MAX_ROMANIZED:,}: {SPLIT}")
+
     def _draw_encoded(self, text: EncodedText, settings: Settings, max_duration: float) -> Frames:
         if len(text.normalized_text) > MAX_SYMBOLS:
             raise TextError(
                 f"{len(text.normalized_text):,} symbols ({text.normalized_text[:20]!r} …); at most {MAX_SYMBOLS:,} can "
-                "be spoken at a time: split the text, best at the ends of sentences"
+                f"be spoken at a time: {SPLIT}"
             )
         random = np.random.default_rng(settings.seed)
         num_symbols = len(text.ids)
