@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def compiled_quickly():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return save_lid(tmp_path_factory.mktemp("lid"))
+    return save_lid(tmp_path_factory.mktemp("lid"), num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ class Reference:
 
     def __init__(self, directory):
         self.extractor = transformers.AutoFeatureExtractor.from_pretrained(directory)
-        self.model = transformers.Wav2Vec2ForSequenceClassification.from_pretrained(directory).eval()
+        self.model: Any = transformers.Wav2Vec2ForSequenceClassification.from_pretrained(directory).eval()
 
     @torch.no_grad()
     def logits(self, clip):
