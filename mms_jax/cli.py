@@ -22,6 +22,8 @@ from mms_jax.pipelines.lid import Identification, load_lid
 from mms_jax.pipelines.speech import FORMATS, Speech
 from mms_jax.pipelines.tts import load_tts
 
+_LINES_AT_A_TIME = 16  # spoken before they are written: what is done is kept if the rest is interrupted
+
 _EXAMPLES = """examples:
   mms-jax demo
   mms-jax transcribe clip.wav --language fra --model facebook/mms-1b-all --dtype bfloat16
@@ -194,26 +196,31 @@ def _synthesize(options: argparse.Namespace) -> int:
     if not texts:
         raise TextError(f"{options.text_file or 'the text'} is empty: nothing to say")
     tts = load_tts(options.model, dtype=options.dtype)
-    speeches = tts.synthesize(
-        texts if options.lines else " ".join(lines).strip(),  # a line break is no symbol, but parts words
-        seed=options.seed,
-        speaking_rate=options.speaking_rate,
-        noise_scale=options.noise_scale,
-        noise_scale_duration=options.noise_scale_duration,
-        speaker=options.speaker,
-        normalize=False if options.no_normalize else None,
-    )
+    settings = {
+        "seed": options.seed,
+        "speaking_rate": options.speaking_rate,
+        "noise_scale": options.noise_scale,
+        "noise_scale_duration": options.noise_scale_duration,
+        "speaker": options.speaker,
+        "normalize": False if options.no_normalize else None,
+    }
+    if not options.lines:  # a line break is no symbol, but parts words
+        return 0 if _write_speech(outputs[0], tts.synthesize(" ".join(lines).strip(), **settings)) else 1
     failed = 0
-    for output, speech in zip(outputs, speeches if options.lines else [speeches], strict=True):
-        failed += not _write_speech(output, speech)
+    for start in range(0, len(texts), _LINES_AT_A_TIME):
+        speeches = tts.synthesize(texts[start : start + _LINES_AT_A_TIME], **settings)
+        for output, speech in zip(outputs[start:], speeches, strict=False):
+            failed += not _write_speech(output, speech)
     return 1 if failed else 0
 
 
 def _read_text(options: argparse.Namespace) -> str:
     if options.text_file is None and options.text != "-":
         return options.text
-    name = options.text_file or "stdin"
-    data = sys.stdin.buffer.read() if name == "stdin" else Path(name).read_bytes()
+    if options.text_file in (None, "-"):
+        name, data = "stdin", sys.stdin.buffer.read()
+    else:
+        name, data = options.text_file, Path(options.text_file).read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

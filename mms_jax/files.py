@@ -71,6 +71,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):  # where nothing could be made, nothing can be removed; why is what the caller must see
             temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # a full disk names no file, the rest our temporary one
+        if isinstance(error, OSError) and error.errno is not None:
+            # a full disk names no file, the rest our temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -18,8 +18,8 @@ import torch
 import transformers
 
 from mms_jax.checkpoint import Checkpoint, engine, load_ctc, open_source, param_shapes, save_ctc
-from mms_jax.checkpoint.wav2vec2_rules import ctc_rules
 from mms_jax.checkpoint.tensors import aligned_empty
+from mms_jax.checkpoint.wav2vec2_rules import ctc_rules
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError
 from mms_jax.models.trees import flatten, stack_layers, unflatten, unstack_layers

@@ -252,6 +252,12 @@ def test_a_saved_checkpoint_speaks_alike_in_both_libraries(name, text, speaker, 
     assert difference(expected, theirs) <= PARITY
 
 
+def test_parameters_cannot_be_exchanged_for_others_that_nobody_would_hear():
+    tts = synthesizer("english")
+    with pytest.raises(AttributeError):
+        tts.params = jax.tree.map(jnp.zeros_like, tts.params)
+
+
 def test_trained_parameters_are_saved_in_place_of_those_that_were_loaded(tmp_path):
     tts = synthesizer("english")
     trained = jax.tree.map(lambda leaf: leaf * 1.01, tts.params)

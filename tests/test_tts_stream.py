@@ -128,7 +128,7 @@ def check_cover(windows: list[Window], num_frames: int, context: int) -> None:
 def test_whole_windows_cover_all_frames_once_with_what_they_depend_on(num_frames, context):
     windows = whole_windows(num_frames, context=context)
     check_cover(windows, num_frames, context)
-    assert len({window.size for window in windows}) == 1
+    assert len({window.size for window in windows[:-1]}) <= 1  # the last one has a bucket of its own
     if len(windows) > 1:
         size, step = windows[0].size, windows[0].stop - windows[0].start
         assert size == max(MAX_WINDOW, 4 * context)

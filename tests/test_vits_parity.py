@@ -61,7 +61,7 @@ CASES = {
         (9, 3),
     ),
     "window of five, even feed-forward kernel, no biases": Case(
-        {"window_size": 5, "num_attention_heads": 4, "ffn_kernel_size": 4, "use_bias": False}, (30, 4)
+        {"window_size": 5, "num_attention_heads": 4, "ffn_kernel_size": 4, "use_bias": False}, (14, 4)
     ),
     "odd channel counts, gelu, large epsilon": Case(
         {

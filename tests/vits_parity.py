@@ -27,7 +27,9 @@ from mms_jax.config import VitsConfig
 from mms_jax.models.vits import VitsModel, VitsOutput, frame_counts
 from tests.parity import quick
 
-# Absolute errors allowed in float32 of values of size 1 (latents: up to 8). Frames are whole numbers.
+# Absolute errors allowed in float32, of values of size 1 (latents: up to 10). A few dozen roundings of 6e-8, a few
+# times as many where a spline is steep. Seen in small models and at full size: log-durations 6e-6, means and
+# log-variances 3e-6, latents 9e-6, waveform 1.4e-6. Frames are whole numbers.
 LIMITS = {
     "log_durations": 1e-4,
     "means": 1e-5,
@@ -93,11 +95,14 @@ STRICT = (
 
 def random_vits(config: transformers.VitsConfig, *, seed: int = 0) -> transformers.VitsModel:
     """A model in evaluation mode of which every element of every parameter was drawn, none left as initialised."""
-    model = transformers.VitsModel(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the initial values, with which those drawn must not coincide
+        model = transformers.VitsModel(config).eval()
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     randomize_vits(model, seed=seed)
     for name, parameter in model.named_parameters():
-        assert (parameter != initial[name]).all(), f"{name} keeps initial values"
+        kept = (parameter == initial[name]).sum()
+        assert kept <= parameter.numel() // 100_000, f"{name} keeps initial values"  # that many are equal by chance
         assert parameter.numel() == 1 or parameter.std() > 0, f"{name} is constant"
     return model
 
@@ -130,7 +135,8 @@ def _fan_in(model: transformers.VitsModel, name: str, parameter: torch.Tensor) -
 @torch.no_grad()
 def calibrate_durations(model: transformers.VitsModel, text: Text, noise: Noise) -> None:
     """Shift the log-durations of a text to the mean wanted, and bring them closer to it if they vary too much."""
-    predicted = run_torch(model, text, noise).log_durations[text.mask]
+    hurried = run_torch(model, text, noise, speaking_rate=1e3)  # few frames, which are not looked at
+    predicted = hurried.log_durations[text.mask]
     mean, factor = float(predicted.mean()), min(1.0, LOG_DURATION_SPREAD / (float(predicted.std()) or 1.0))
     predictor: Any = model.duration_predictor
     if model.config.use_stochastic_duration_prediction:  # the last affine flow: (z - translate) / exp(log_scale)

@@ -5,8 +5,7 @@
 Builds a random checkpoint in the mms-tts layout (36.3 M parameters, kept in --directory), loads it in both libraries,
 compares the waveforms, then times text -> waveform alternately: one sentence of about 5 s, a batch of 16 sentences of 2
 to 8 s, and how soon a stream of a 10 s sentence gives its first half second. Prints medians and ratios (> 1: this
-library is faster). Compilation is timed apart. On a GPU: --device gpu, and figures for batches of 1 and 32 as real-time
-factors. Results: README.md, "Speed".
+library is faster); everything is compiled before it is timed. Results: README.md, "Speed".
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def main() -> None:
     print(f"{threads}; jax {jax.__version__} on {jax.devices()[0].device_kind}; {options.rounds} rounds, medians")
     peer = Peer(options.directory)
     print(
-        f"{'dtype':<9} {'texts':>12} {'transformers':>13} {'mms_jax':>9} {'ratio':>6} {'x real time':>12} {'max |Δ|':>9}"
+        f"{'dtype':<9} {'texts':>12} {'transformers':>13} {'mms_jax':>9} {'ratio':>6} {'x realtime':>11} {'max |Δ|':>8}"
     )
     for dtype in options.dtypes:
         tts = mms_jax.load_tts(options.directory, dtype=dtype)
@@ -90,6 +89,7 @@ class Peer:
         self.model = transformers.VitsModel.from_pretrained(directory).eval()
 
     def __call__(self, texts: list[str], seed: int = 0) -> list[np.ndarray]:
+        """The waveforms of a padded batch, each cut to its own length."""
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
         with torch.inference_mode(), same_noise(inputs["attention_mask"].sum(-1).tolist(), seed):
             output = self.model(**inputs)

@@ -52,6 +52,7 @@ def load_text_tokenizer(source: Source, *, num_symbols: int) -> VitsTokenizer:
     Raises:
         VocabularyError: a file is malformed, or contradicts the model; the message names it.
     """
+    require(source, "tokenizer_config.json")  # says what kind of symbols they are; nothing stands in for that
     tokenizer = VitsTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source))
     tokenizer.check_model(num_symbols, source=source.name)
     return tokenizer

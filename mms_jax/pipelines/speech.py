@@ -18,7 +18,7 @@ FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG
 _BLOCK = 16_000  # samples written at a time: libsndfile's Vorbis encoder overflows its stack on minutes at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # samples have no one truth value
 class Speech:
     """One text as speech, or why it could not be spoken."""
 

@@ -33,6 +33,7 @@ MAX_SYMBOLS = 1_500  # in one text, blanks not counted; some 100 s: attention's 
 MAX_ROMANIZED = 10 * MAX_SYMBOLS  # characters that uroman is asked for: its time grows with the square, too
 MAX_DURATION = 600.0  # seconds of speech from one text
 SPLIT = "split the text, best at the ends of sentences"
+SLICE = 64  # texts whose latents are held at a time
 FIRST_BUCKET = 16  # symbols or frames
 
 
@@ -76,7 +77,7 @@ class SpeechSynthesizer:
     def __init__(self, config: VitsConfig, tokenizer: VitsTokenizer, params: Params, dtype: Any, name: str):
         self.config = config
         self.tokenizer = tokenizer
-        self.params = params
+        self._params = params
         self._dtype = dtype
         self._name = name
 
@@ -99,6 +100,11 @@ class SpeechSynthesizer:
     def num_speakers(self) -> int:
         """Voices: ``speaker`` is one of 0 … num_speakers - 1."""
         return self.config.num_speakers
+
+    @property
+    def params(self) -> Params:
+        """The parameter tree; to hear another one, save it with ``save_pretrained`` and load that."""
+        return self._params
 
     @property
     def module(self) -> VitsModel:
@@ -134,7 +140,8 @@ class SpeechSynthesizer:
             text: at most 1,500 symbols each.
             seed: of the noise; one for all texts, or a list with one for each. The same text, seed and settings give
                 the same speech, whatever else is in the list.
-            speaking_rate: 0.1 … 10; 2 halves all durations. Default: the checkpoint's, as for the next two.
+            speaking_rate: 0.1 … 10; durations are divided by it and rounded up to whole frames. Default: the
+                checkpoint's, as for the next two.
             noise_scale: how much the voice varies; 0 for not at all, at most 100.
             noise_scale_duration: how much the rhythm varies; not read by deterministic duration predictors.
             speaker: of a checkpoint with several, which must be told; 0 … ``num_speakers`` - 1.
@@ -169,12 +176,14 @@ class SpeechSynthesizer:
             batch_size = 1 if jax.default_backend() == "cpu" else 16
         batch_size = check_integer("batch_size", batch_size, 1)
         check_number("max_duration", max_duration, 0, MAX_DURATION)
-        speeches, frames = [], []
-        for index, (one, how) in enumerate(zip(texts, settings, strict=True)):
-            speech, drawn = self._draw(one, how, normalize, max_duration, where=f"item {index}: " if many else "")
-            speeches.append(speech)
-            frames.append(drawn)
-        speeches = self._render_all(speeches, frames, batch_size)
+        speeches: list[Speech] = []
+        for start in range(0, len(texts), SLICE):
+            numbered = zip(range(start, start + SLICE), texts[start:], settings[start:], strict=False)
+            drawn = [
+                self._draw(one, how, normalize, max_duration, where=f"item {index}: " if many else "")
+                for index, one, how in numbered
+            ]
+            speeches += self._render_all([speech for speech, _ in drawn], [frames for _, frames in drawn], batch_size)
         if not many and speeches[0].error is not None:
             raise speeches[0].error
         return speeches if many else speeches[0]
@@ -337,7 +346,7 @@ class SpeechSynthesizer:
     @cached_property
     def _folded(self) -> Params:
         """The parameters with everything computed once that depends on them alone, without what only training reads."""
-        used = {name: part for name, part in self.params.items() if name != "posterior_encoder"}
+        used = {name: part for name, part in self._params.items() if name != "posterior_encoder"}
         if jax.default_backend() == "cpu":
             prepare = jax.jit(prepare_kernels, static_argnames=("config", "dtype"))
             used["decoder"] = prepare(used["decoder"], config=self.config, dtype=self._dtype)

@@ -33,7 +33,12 @@ def whole_windows(num_frames: int, *, context: int) -> list[Window]:
         return [Window(0, num_frames, 0, min(next_bucket(num_frames, first=MIN_WINDOW), MAX_WINDOW))]
     size = max(MAX_WINDOW, 4 * context)  # at least half of it is not context
     step = size - 2 * context
-    return [Window(start, min(start + step, num_frames), start - context, size) for start in range(0, num_frames, step)]
+    return [_window(start, min(start + step, num_frames), context=context) for start in range(0, num_frames, step)]
+
+
+def _window(start: int, stop: int, *, context: int) -> Window:
+    size = next_bucket(stop - start + 2 * context, first=MIN_WINDOW)
+    return Window(start, stop, start - context, min(size, max(MAX_WINDOW, 4 * context)))
 
 
 def stream_windows(num_frames: int, *, context: int) -> Iterator[Window]:
