@@ -20,7 +20,11 @@ from mms_jax.models.vits import model as vits
 from tests.parity import exceeding
 from tests.vits_parity import DETERMINISTIC, NOTICED, STRICT, Case, Reference, load, parity_errors, run_jax, speak
 
-SMALL = STRICT | {"num_hidden_layers": 1, "depth_separable_num_layers": 1}
+SMALL = STRICT | {
+    "num_hidden_layers": 1,
+    "depth_separable_num_layers": 1,
+    "resblock_dilation_sizes": [[2]],  # an even one is computed the plain way, which compiles faster
+}
 CASES = {
     "stochastic": Case(SMALL, (12, 5), speaker=1),
     "deterministic": Case(SMALL | DETERMINISTIC, (12, 5), speaker=1),
@@ -163,7 +167,7 @@ IN_READING = {
     "attention's output not transposed": ("stochastic", transposed("text_encoder/layers_0/attention/out")),
     "a convolution of one tap not transposed": ("stochastic", transposed("duration_predictor/conv_proj")),
     "taps of an upsampler reversed": ("stochastic", taps_reversed("decoder/upsampler_0")),
-    "taps of a residual block reversed": ("stochastic", taps_reversed("decoder/resblocks_0/convs1_1")),
+    "taps of a residual block reversed": ("stochastic", taps_reversed("decoder/resblocks_0/convs1_0")),
     "taps of a depthwise convolution reversed": (
         "stochastic",
         taps_reversed("duration_predictor/conv_dds/convs_dilated_0"),

@@ -102,7 +102,6 @@ CASES = {
         speaking_rate=1.7,
     ),
 }
-AS_FOR_USERS = {"one of everything"}  # compiled without haste, as the full-size model is in its test
 SCALES = {"noise": 1.0, "no noise": 0.0}
 
 
@@ -121,7 +120,7 @@ def longest(name: str) -> int:
 def test_every_row_equals_what_transformers_makes_of_it_alone(name, scale, tmp_path):
     expected = reference(name, scale)
     config, params = load(expected.model, tmp_path)
-    options = {"num_frames": longest(name), "scale": scale, "optimize": name in AS_FOR_USERS}
+    options = {"num_frames": longest(name), "scale": scale}
     ours = run_jax(config, params, expected.text, expected.noise, **expected.arguments, **options)
     assert exceeding(parity_errors(ours, expected), 1.0) == {}
     durations = durations_of(ours, expected.text, speaking_rate=expected.arguments["speaking_rate"])
