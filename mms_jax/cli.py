@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,31 @@ def _transcribe(options: argparse.Namespace) -> int:
     if asr.language is None and len(asr.languages) > 1:
         raise LanguageError(f"--language is needed; this model knows {_some(asr.languages)}")
     results = asr.transcribe(list(options.files), batch_size=options.batch_size)
+    return _print_results(options, results, line=lambda result: result.text, fields=_transcription_fields)
+
+
+def _transcription_fields(result: Transcription) -> dict[str, Any]:
+    text = {"error": str(result.error)} if result.error is not None else {"text": result.text}
+    return {"language": result.language, "duration": round(result.duration, 3), **text}
+
+
+def _print_results(
+    options: argparse.Namespace,
+    results: Sequence[Any],
+    *,
+    line: Callable[[Any], str],
+    fields: Callable[[Any], Mapping[str, Any]],
+) -> int:
+    """Print what was found in each file, as text or JSON; returns the exit code."""
     failed = 0
     for file, result in zip(options.files, results, strict=True):
         if result.error is not None:
             failed += 1
             _warn(f"error: {result.error}")
         if options.format == "json":
-            _print_json(file, result)
+            print(json.dumps({"file": file, **fields(result)}, ensure_ascii=False))
         elif result.error is None:
-            print(result.text if len(results) == 1 else f"{file}\t{result.text}")
+            print(line(result) if len(results) == 1 else f"{file}\t{line(result)}")
     return 1 if failed else 0
 
 
@@ -166,27 +182,19 @@ def _identify(options: argparse.Namespace) -> int:
     lid = load_lid(options.model, dtype=options.dtype)
     wanted = None if options.languages is None else [name for name in options.languages.split(",") if name.strip()]
     results = lid.identify(list(options.files), top_k=options.top_k, languages=wanted, batch_size=options.batch_size)
-    failed = 0
-    for file, result in zip(options.files, results, strict=True):
-        if result.error is not None:
-            failed += 1
-            _warn(f"error: {result.error}")
-        if options.format == "json":
-            _print_identification(file, result)
-        elif result.error is None:
-            named = "\t".join(f"{language}\t{probability:.4f}" for language, probability in result.top)
-            print(named if len(results) == 1 else f"{file}\t{named}")
-    return 1 if failed else 0
+    return _print_results(options, results, line=_identification_line, fields=_identification_fields)
 
 
-def _print_identification(file: str, result: Identification) -> None:
-    record: dict[str, Any] = {"file": file, "duration": round(result.duration, 3)}
+def _identification_line(result: Identification) -> str:
+    return "\t".join(f"{language}\t{probability:.4f}" for language, probability in result.top)
+
+
+def _identification_fields(result: Identification) -> dict[str, Any]:
+    duration = {"duration": round(result.duration, 3)}
     if result.error is not None:
-        record |= {"error": str(result.error)}
-    else:
-        record |= {"language": result.language, "probability": round(result.probability, 6)}
-        record |= {"top": [[language, round(probability, 6)] for language, probability in result.top]}
-    print(json.dumps(record, ensure_ascii=False))
+        return {**duration, "error": str(result.error)}
+    top = [[language, round(probability, 6)] for language, probability in result.top]
+    return {**duration, "language": result.language, "probability": round(result.probability, 6), "top": top}
 
 
 def _synthesize(options: argparse.Namespace) -> int:
@@ -208,8 +216,8 @@ def _synthesize(options: argparse.Namespace) -> int:
         return 0 if _write_speech(outputs[0], tts.synthesize(" ".join(lines).strip(), **settings)) else 1
     failed = 0
     for start in range(0, len(texts), _LINES_AT_A_TIME):
-        speeches = tts.synthesize(texts[start : start + _LINES_AT_A_TIME], **settings)
-        for output, speech in zip(outputs[start:], speeches, strict=False):
+        some = slice(start, start + _LINES_AT_A_TIME)
+        for output, speech in zip(outputs[some], tts.synthesize(texts[some], **settings), strict=True):
             failed += not _write_speech(output, speech)
     return 1 if failed else 0
 
@@ -254,12 +262,6 @@ def _write_speech(output: str, speech: Speech) -> bool:
         speech.save(output)
         print(f"{output}\t{speech.duration:.2f} s\t{speech.normalized_text}")
     return True
-
-
-def _print_json(file: str, result: Transcription) -> None:
-    record = {"file": file, "language": result.language, "duration": round(result.duration, 3)}
-    record |= {"error": str(result.error)} if result.error is not None else {"text": result.text}
-    print(json.dumps(record, ensure_ascii=False))
 
 
 def _info(options: argparse.Namespace) -> int:

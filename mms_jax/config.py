@@ -310,6 +310,7 @@ class VitsConfig(ModelConfig):
             (stages > 0, "upsample_rates must not be empty"),
             (len(kernels) == stages, "upsample_kernel_sizes and upsample_rates differ in length"),
             (
+                # not strict: that the lengths agree is the condition above, whose message comes first
                 all(k >= r and (k - r) % 2 == 0 for k, r in zip(kernels, self.upsample_rates, strict=False)),
                 "each upsample kernel must be its rate, or exceed it by an even number",
             ),

@@ -75,8 +75,10 @@ def test_the_first_chunk_is_there_before_the_second_is_computed():
 def test_two_streams_do_not_disturb_each_other():
     apart = chunks(seed=3), chunks(seed=4)
     tts = synthesizer("english")
-    both = zip(tts.synthesize_stream(LONG, seed=3), tts.synthesize_stream(LONG, seed=4), strict=False)
-    for (first, second), *expected in zip(both, *apart, strict=False):
+    # not strict: another seed gives speech of another length, and the shorter stream ends the comparison
+    both = list(zip(tts.synthesize_stream(LONG, seed=3), tts.synthesize_stream(LONG, seed=4), strict=False))
+    assert len(both) == min(map(len, apart)) > 1
+    for (first, second), *expected in zip(both, *apart, strict=False):  # likewise
         np.testing.assert_array_equal(first, expected[0])
         np.testing.assert_array_equal(second, expected[1])
 

@@ -149,7 +149,8 @@ def hurried(tts: SpeechSynthesizer) -> SpeechSynthesizer:
 
 @functools.cache
 def _jitted(config: VitsConfig, dtype: Any) -> Mapping[str, Any]:
-    tts = SpeechSynthesizer(config, None, {}, dtype, "")  # type: ignore[arg-type]  # what is jitted takes parameters
+    nothing: Any = None  # no tokenizer: what is jitted takes ids and parameters
+    tts = SpeechSynthesizer(config, nothing, {}, dtype, "")
     with mock.patch.object(jax, "jit", functools.partial(jax.jit, compiler_options=quick())):
         return {name: getattr(tts, name) for name in ("_encode", "_flow", "_decode")}
 

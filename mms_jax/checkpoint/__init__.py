@@ -3,8 +3,11 @@
 from mms_jax.checkpoint.hub import Directory, Source, open_source, require
 from mms_jax.checkpoint.processor import (
     Processor,
+    check_sampling_rate,
     find_licence,
+    load_feature_extractor,
     load_text_tokenizer,
+    save_feature_extractor,
     save_processor,
 )
 from mms_jax.checkpoint.vits import VitsCheckpoint, load_vits, save_vits, vits_param_shapes
@@ -18,7 +21,6 @@ from mms_jax.checkpoint.wav2vec2 import (
     load_adapter,
     load_classifier,
     load_ctc,
-    load_feature_extractor,
     load_processor,
     load_wav2vec2,
     param_shapes,
@@ -26,7 +28,6 @@ from mms_jax.checkpoint.wav2vec2 import (
     save_adapter,
     save_classifier,
     save_ctc,
-    save_feature_extractor,
 )
 from mms_jax.checkpoint.weights import open_weights
 
@@ -38,6 +39,7 @@ __all__ = [
     "Source",
     "VitsCheckpoint",
     "adapter_filename",
+    "check_sampling_rate",
     "classifier_shapes",
     "encoder_shapes",
     "find_adapter",

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.errors import CheckpointError, ConfigError
 from mms_jax.features import FeatureExtractor
@@ -29,11 +30,28 @@ def load_processor(source: Source) -> Processor:
     Raises:
         CheckpointError: neither file is there. ConfigError, VocabularyError: one is malformed; the message names it.
     """
-    extractor = _load_feature_extractor(source)
+    extractor = _read_feature_extractor(source)
     return Processor(extractor, CTCTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source)))
 
 
-def _load_feature_extractor(source: Source) -> FeatureExtractor:
+def load_feature_extractor(source: Source) -> FeatureExtractor:
+    """Read how audio is normalised, for checkpoints that have no vocabulary.
+
+    Raises:
+        CheckpointError: no such file. ConfigError: it is malformed, or for another rate than 16 kHz.
+    """
+    extractor = _read_feature_extractor(source)
+    check_sampling_rate(extractor, source.name)
+    return extractor
+
+
+def check_sampling_rate(extractor: FeatureExtractor, source: str) -> None:
+    """Raise ConfigError, naming ``source``, for a model of another rate than the one that audio is loaded at."""
+    if extractor.sampling_rate != SAMPLING_RATE:
+        raise ConfigError(f"{source}: sampling_rate {extractor.sampling_rate}; only {SAMPLING_RATE} Hz models are read")
+
+
+def _read_feature_extractor(source: Source) -> FeatureExtractor:
     for filename, key in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
         path = source.find(filename)
         values = None if path is None else read_json(path)
@@ -68,10 +86,15 @@ def save_processor(
     directory: str | PathLike[str], feature_extractor: FeatureExtractor, tokenizer: CTCTokenizer
 ) -> None:
     """Write the processor's files in the layout that transformers 4 and 5 both read."""
+    tokenizer.save(directory)
+    save_feature_extractor(directory, feature_extractor)
+
+
+def save_feature_extractor(directory: str | PathLike[str], feature_extractor: FeatureExtractor) -> None:
+    """Write preprocessor_config.json, which transformers 4 and 5 both read."""
     values = dataclasses.asdict(feature_extractor)
     del values["norm_eps"]  # no such key there: everybody computes with the same
     values |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "padding_side": "right"}
-    tokenizer.save(directory)
     write_json(Path(directory) / "preprocessor_config.json", values)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint import processor
 from mms_jax.checkpoint.engine import Binding, bind, to_jax, to_torch
 from mms_jax.checkpoint.hub import Source, require
@@ -24,8 +22,7 @@ from mms_jax.checkpoint.wav2vec2_rules import HINTS, OPTIONAL, classifier_table,
 from mms_jax.checkpoint.weights import bind_weights, open_weights, save_model
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, ConfigError, LanguageError
-from mms_jax.features import FeatureExtractor
-from mms_jax.files import read_json, write_json
+from mms_jax.files import read_json
 from mms_jax.models import Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from mms_jax.models.trees import Params, flatten, is_adapter_path
 
@@ -270,27 +267,6 @@ def save_classifier(
     read_labels(attributes, source="the labels to be saved")
     architecture = "Wav2Vec2ForSequenceClassification"
     save_model(directory, config=config, tensors=tensors, architecture=architecture, attributes=attributes)
-
-
-def load_feature_extractor(source: Source) -> FeatureExtractor:
-    """Read how audio is normalised, for checkpoints that have no vocabulary.
-
-    Raises:
-        CheckpointError: no such file. ConfigError: it is malformed, or for another rate than 16 kHz.
-    """
-    extractor = processor._load_feature_extractor(source)
-    if extractor.sampling_rate != SAMPLING_RATE:
-        rate = extractor.sampling_rate
-        raise ConfigError(f"{source.name}: sampling_rate {rate}; only {SAMPLING_RATE} Hz models are read")
-    return extractor
-
-
-def save_feature_extractor(directory: str | PathLike[str], feature_extractor: FeatureExtractor) -> None:
-    """Write preprocessor_config.json, which transformers 4 and 5 both read."""
-    values = dataclasses.asdict(feature_extractor)
-    del values["norm_eps"]  # no such key there: everybody computes with the same
-    values |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "padding_side": "right"}
-    write_json(Path(directory) / "preprocessor_config.json", values)
 
 
 def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint import (
     adapter_filename,
+    check_sampling_rate,
     load_ctc,
     load_processor,
     open_source,
@@ -25,7 +26,7 @@ from mms_jax.checkpoint import (
     save_processor,
 )
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import AudioError, CheckpointError, ConfigError, LanguageError, NumericsError
+from mms_jax.errors import AudioError, CheckpointError, LanguageError, NumericsError
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, split_adapter, unstack_layers
@@ -36,13 +37,9 @@ from mms_jax.pipelines.adapters import (
     merged_tokenizer,
     unpadded,
 )
-from mms_jax.pipelines.batching import is_many, load_all, make_batches
+from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, WINDOW, is_many, load_all, make_batches, not_finite
 from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.text.ctc import CTCTokenizer
-
-MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
-WINDOW = 128  # items decoded and held at a time, and sorted by length among each other
-SILENCE = 2.0**-14  # largest range of samples that is silence: two steps of 16-bit audio, what dither leaves
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def load_asr(
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     Wav2Vec2Config.from_file(require(source, "config.json"))  # first: another architecture has other processor files
     processor = load_processor(source)
-    _check_sampling_rate(processor.feature_extractor, source.name)
+    check_sampling_rate(processor.feature_extractor, source.name)
     config, params = load_ctc(source, dtype=resolved, stack_layers=scan)
     base, leaves = split_adapter(params)
     store = AdapterStore(source, config, processor.tokenizer, leaves, dtype=resolved, stacked=scan)
@@ -305,9 +302,7 @@ class SpeechRecognizer:
                 text = self._store.get(result.language).vocabulary.decode(ids)
                 results[index] = replace(result, transcript=text)
             else:
-                dtype = jnp.dtype(self._dtype)
-                error = NumericsError(f"the model's output for this item is not finite in {dtype}; try float32")
-                results[index] = replace(result, transcript=None, error=error)
+                results[index] = replace(result, transcript=None, error=not_finite(self._dtype))
         return results
 
     def _items(self, audio: Any, language: str | Sequence[str] | None) -> tuple[list[Any], list[str | None], bool]:
@@ -381,8 +376,3 @@ class SpeechRecognizer:
 def _is_silent(waveform: np.ndarray | AudioError) -> bool:
     """Digital silence. A model hears something in anything, so it is not asked."""
     return not isinstance(waveform, AudioError) and bool(np.ptp(waveform) <= SILENCE)
-
-
-def _check_sampling_rate(extractor: FeatureExtractor, source: str) -> None:
-    if extractor.sampling_rate != SAMPLING_RATE:
-        raise ConfigError(f"{source}: sampling_rate {extractor.sampling_rate}; only {SAMPLING_RATE} Hz models are read")

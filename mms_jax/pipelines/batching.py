@@ -7,14 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from mms_jax.audio import load_audio
-from mms_jax.errors import AudioError
+from mms_jax.errors import AudioError, NumericsError
 from mms_jax.features import FeatureExtractor, Features, bucket_length, bucketed_batches
 
 T = TypeVar("T")
 
+MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
+WINDOW = 128  # items decoded and held at a time, and sorted by length among each other
+SILENCE = 2.0**-14  # largest range of samples that is silence: two steps of 16-bit audio, what dither leaves
 DECODE_THREADS = 4  # soundfile and soxr release the GIL
 
 
@@ -98,3 +102,8 @@ def powers_of_two(items: list[T]) -> Iterator[list[T]]:
         count = 1 << (len(items).bit_length() - 1)
         yield items[:count]
         items = items[count:]
+
+
+def not_finite(dtype: Any) -> NumericsError:
+    """The error of an item for which a model computes NaN or infinity."""
+    return NumericsError(f"the model's output for this item is not finite in {jnp.dtype(dtype)}; try float32")

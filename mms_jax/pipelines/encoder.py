@@ -19,10 +19,9 @@ from mms_jax.errors import AudioError, NumericsError, SettingError
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2Model
 from mms_jax.models.trees import Params
-from mms_jax.pipelines.asr import MAX_DURATION
-from mms_jax.pipelines.batching import is_many
+from mms_jax.pipelines.batching import MAX_DURATION, is_many, not_finite
 from mms_jax.pipelines.dtypes import check_dtype
-from mms_jax.pipelines.results import Item, forward_rows, load_windows, not_finite, one_or_all
+from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 
 Depth = int | Literal["all"] | None  # index of a hidden state, from 0; None: the last one after the encoder's norm
 

@@ -27,10 +27,9 @@ from mms_jax.features import FeatureExtractor
 from mms_jax.languages import resolve_language
 from mms_jax.models import Wav2Vec2ForSequenceClassification
 from mms_jax.models.trees import Params, unstack_layers
-from mms_jax.pipelines.asr import MAX_DURATION, SILENCE
-from mms_jax.pipelines.batching import is_many
+from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, is_many, not_finite
 from mms_jax.pipelines.dtypes import check_dtype
-from mms_jax.pipelines.results import Item, forward_rows, load_windows, not_finite, one_or_all
+from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 
 
 class Candidate(NamedTuple):

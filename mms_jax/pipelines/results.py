@@ -7,15 +7,13 @@ from os import PathLike
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mms_jax.audio import SAMPLING_RATE, describe_audio
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import AudioError, NumericsError
+from mms_jax.errors import AudioError
 from mms_jax.features import FeatureExtractor
-from mms_jax.pipelines.asr import MAX_DURATION, WINDOW
-from mms_jax.pipelines.batching import load_all, make_batches
+from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, load_all, make_batches
 
 
 class Item(NamedTuple):
@@ -112,8 +110,3 @@ def forward_rows(
         outputs = {name: np.asarray(value) for name, value in forward(*batch.features).items()}
         for row, position in enumerate(batch.indices):
             yield todo[position], {name: value[row] for name, value in outputs.items()}
-
-
-def not_finite(dtype: Any) -> NumericsError:
-    """The error of an item for which a model computes NaN or infinity."""
-    return NumericsError(f"the model's output for this item is not finite in {jnp.dtype(dtype)}; try float32")

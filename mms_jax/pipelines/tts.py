@@ -178,10 +178,9 @@ class SpeechSynthesizer:
         check_number("max_duration", max_duration, 0, MAX_DURATION)
         speeches: list[Speech] = []
         for start in range(0, len(texts), SLICE):
-            numbered = zip(range(start, start + SLICE), texts[start:], settings[start:], strict=False)
             drawn = [
-                self._draw(one, how, normalize, max_duration, where=f"item {index}: " if many else "")
-                for index, one, how in numbered
+                self._draw(texts[i], settings[i], normalize, max_duration, where=f"item {i}: " if many else "")
+                for i in range(start, min(start + SLICE, len(texts)))
             ]
             speeches += self._render_all([speech for speech, _ in drawn], [frames for _, frames in drawn], batch_size)
         if not many and speeches[0].error is not None:

@@ -31,14 +31,14 @@ def whole_windows(num_frames: int, *, context: int) -> list[Window]:
     """Windows that cover all frames, for decoding in any order."""
     if num_frames <= MAX_WINDOW:
         return [Window(0, num_frames, 0, min(next_bucket(num_frames, first=MIN_WINDOW), MAX_WINDOW))]
-    size = max(MAX_WINDOW, 4 * context)  # at least half of it is not context
-    step = size - 2 * context
-    return [_window(start, min(start + step, num_frames), context=context) for start in range(0, num_frames, step)]
-
-
-def _window(start: int, stop: int, *, context: int) -> Window:
-    size = next_bucket(stop - start + 2 * context, first=MIN_WINDOW)
-    return Window(start, stop, start - context, min(size, max(MAX_WINDOW, 4 * context)))
+    largest = max(MAX_WINDOW, 4 * context)  # at least half of it is not context
+    step = largest - 2 * context
+    windows = []
+    for start in range(0, num_frames, step):
+        stop = min(start + step, num_frames)
+        size = min(next_bucket(stop - start + 2 * context, first=MIN_WINDOW), largest)
+        windows.append(Window(start, stop, start - context, size))
+    return windows
 
 
 def stream_windows(num_frames: int, *, context: int) -> Iterator[Window]:

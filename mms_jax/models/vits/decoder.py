@@ -298,7 +298,7 @@ class Generator:
 def prepare_kernels(params: Mapping[str, Any], config: VitsConfig, *, dtype: DTypeLike) -> Params:
     """Parameters of a ``Decoder`` with ``windowed`` whose kernels were transformed once: for synthesis, not training.
 
-    Otherwise every call transforms them, which takes as long as a tenth of a second of speech.
+    Otherwise every call transforms them, 15 ms in float32 for an MMS voice, as long as 0.15 s of speech take.
     """
     generator, per_stage = Generator(config, dtype, economical=True), len(config.resblock_kernel_sizes)
     prepared = {}
