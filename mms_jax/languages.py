@@ -22,6 +22,7 @@ TASKS = {
     "tts": ("tts",),
     "lid": ("lid_126", "lid_256", "lid_512", "lid_1024", "lid_2048", "lid_4017"),
 }
+PARTS = {"asr": "adapter", "tts": "voice", "lid": "label"}  # what a checkpoint has for a language
 COLUMNS = tuple(column for columns in TASKS.values() for column in columns)
 CHECKPOINTS = {f"mms-{column.removeprefix('asr_').replace('_', '-')}": column for column in COLUMNS}
 CHECKPOINTS["mms-1b-fl102"] = CHECKPOINTS.pop("mms-fl102")
@@ -94,11 +95,14 @@ class _Codes(NamedTuple):
     named: dict[tuple[str, ...], frozenset[str]]  # words of a name -> codes
 
 
-def resolve_language(language: str, available: Collection[str], *, source: str = "this checkpoint") -> str:
+def resolve_language(
+    language: str, available: Collection[str], *, source: str = "this checkpoint", task: str | None = None
+) -> str:
     """Return the tag in ``available`` for ``language``: an ISO 639 code, a BCP 47 tag, an English name or a full tag.
 
-    Raises LanguageError, naming ``source`` and the nearest tags, if it is unknown, not available, or means several of
-    the available ones (scripts or dialects of one language, members of a macrolanguage).
+    ``task`` ("asr", "tts", "lid") chooses an error's words. Raises LanguageError, naming ``source`` and the nearest
+    tags, if it is unknown, not available, or means several of the available ones (scripts or dialects of one language,
+    members of a macrolanguage).
     """
     if not isinstance(language, str) or not language.strip():
         raise LanguageError(f"a language must be a code, tag or name, got {_quoted(language)}")
@@ -106,7 +110,7 @@ def resolve_language(language: str, available: Collection[str], *, source: str =
         return language
     asked = language.strip()
     if len(asked) > MAX_CHARS:
-        raise LanguageError(_absent(asked, available, source=source))
+        raise LanguageError(_absent(asked, available, source=source, task=task))
     if len(meant := _meant(asked)) > 1:  # even if only one of them is available, the other may be meant
         raise LanguageError(
             f"{_quoted(asked)} is several languages: {_listed(sorted(meant))}; pass a code in lower case"
@@ -119,7 +123,7 @@ def resolve_language(language: str, available: Collection[str], *, source: str =
         return candidates[0]
     if candidates:
         raise LanguageError(f"{_quoted(language)} is ambiguous in {source}: pass one of {_listed(sorted(candidates))}")
-    raise LanguageError(_absent(asked, available, source=source))
+    raise LanguageError(_absent(asked, available, source=source, task=task))
 
 
 def languages(*, task: str | None = None, checkpoint: str | None = None) -> list[Language]:
@@ -277,15 +281,16 @@ def _is_major(tag: str) -> bool:
     return tag in _published() and _published()[tag].iso639_1 is not None
 
 
-def _absent(language: str, available: Collection[str], *, source: str) -> str:
+def _absent(language: str, available: Collection[str], *, source: str, task: str | None) -> str:
     name = language_name(language) if len(language) <= MAX_CHARS else None
     meaning = "" if name is None or _words(name) == _words(language) else f" ({name})"
+    lacking = "is not available" if task is None else f"has no {PARTS[task]}"
     alike = nearest(language, available)
     suggestion = f"; nearest: {_listed(alike)}" if alike else ""
     if not alike and 0 < len(available) <= SHOWN:
-        return f"{_quoted(language)}{meaning} has no adapter in {source}; available: {_listed(sorted(available))}"
+        return f"{_quoted(language)}{meaning} {lacking} in {source}; available: {_listed(sorted(available))}"
     count = f"{len(available):,} language{'s' * (len(available) != 1)} available: mms-jax languages"
-    return f"{_quoted(language)}{meaning} has no adapter in {source}{suggestion}; {count}"
+    return f"{_quoted(language)}{meaning} {lacking} in {source}{suggestion}; {count}"
 
 
 def _listed(tags: Collection[str]) -> str:

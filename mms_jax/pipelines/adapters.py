@@ -83,7 +83,7 @@ class AdapterStore:
         if language is not None:
             if not available:
                 raise LanguageError(f"{self.source.name} has a single vocabulary and no languages; leave language out")
-            return resolve_language(language, available, source=self.source.name)
+            return resolve_language(language, available, source=self.source.name, task="asr")
         if len(available) > 1:
             raise LanguageError(
                 f"{self.source.name} recognises {len(available)} languages; say which, for example "

@@ -211,7 +211,7 @@ class LanguageIdentifier:
             return list(range(len(self._labels)))
         if isinstance(languages, (str, bytes)) or not isinstance(languages, Iterable):
             raise LanguageError(f"languages is {languages!r}; give a list of codes or names")
-        wanted = {resolve_language(language, self._ids, source=self._name) for language in languages}
+        wanted = {resolve_language(language, self._ids, source=self._name, task="lid") for language in languages}
         if not wanted:
             raise LanguageError("languages is empty, so there is none to choose; leave it out to consider all")
         return sorted(self._ids[label] for label in wanted)
