@@ -166,6 +166,11 @@ def bucketed_batches(
         groups.setdefault(bucket(num_samples[index]), []).append(index)
     batches = []
     for length, indices in groups.items():
-        rows = batch_size if max_samples is None else max(1, min(batch_size, max_samples // max(1, length)))
+        rows = batch_rows(length, batch_size=batch_size, max_samples=max_samples)
         batches += [indices[start : start + rows] for start in range(0, len(indices), rows)]
     return batches
+
+
+def batch_rows(num_samples: int, *, batch_size: int, max_samples: int | None) -> int:
+    """How many rows of a padded length go into one batch at most: ``batch_size``, or what ``max_samples`` hold."""
+    return batch_size if max_samples is None else max(1, min(batch_size, max_samples // max(1, num_samples)))

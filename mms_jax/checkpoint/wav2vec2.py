@@ -202,8 +202,12 @@ def _ctc_table(config: Wav2Vec2Config) -> Table:
     return Table(ctc_rules(config), OPTIONAL, HINTS)
 
 
-def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: Any = jnp.float32) -> Params:
+def load_adapter(
+    path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: Any = jnp.float32, stack_layers: bool = False
+) -> Params:
     """Read one language's adapter file: every layer's adapter block and the CTC head, of any vocabulary size.
+
+    ``dtype`` and ``stack_layers`` as ``load_ctc`` has them.
 
     Raises:
         CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
@@ -216,7 +220,8 @@ def load_adapter(path: str | PathLike[str], config: Wav2Vec2Config, *, dtype: An
     vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     shapes = _adapter_shapes(config, vocab_size=vocab_size, what=str(path))
     rules = [rule for rule in ctc_rules(config) if rule.jax not in OPTIONAL]
-    return to_jax(bind(Table(rules, hints=HINTS), tensors, shapes, source=str(path)), dtype=dtype)
+    bindings = bind(Table(rules, hints=HINTS), tensors, shapes, source=str(path))
+    return to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
 
 
 def _adapter_shapes(config: Wav2Vec2Config, *, vocab_size: int, what: str) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,7 @@
-"""The languages of a loaded recognition checkpoint: which there are, and their adapters, kept in memory once read."""
+"""The languages of a loaded recognition checkpoint: which there are, and how the adapter of each is read."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,19 +9,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from mms_jax.checkpoint import Directory, Source, adapter_filename, find_adapter, load_adapter
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import LanguageError, VocabularyError
 from mms_jax.files import read_json
 from mms_jax.languages import resolve_language
-from mms_jax.models.layers import MASKED_SCORE
-from mms_jax.models.trees import Params, stack_layers
+from mms_jax.models.trees import Params
 from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
 
-HEAD_MULTIPLE = 64  # heads are padded to a multiple of this: languages of one checkpoint share one compilation
-MAX_RESIDENT = 64  # adapters kept in memory; one of mms-1b-all takes 9 MB and, in float32, 5 kB per column of the head
+Tag = str | None  # a checkpoint's name for a language; None: the one of a checkpoint that names none
 
 
 def available_languages(source: Source, config: Wav2Vec2Config, tokenizer: CTCTokenizer) -> list[str]:
@@ -38,25 +33,27 @@ def available_languages(source: Source, config: Wav2Vec2Config, tokenizer: CTCTo
 
 @dataclass(frozen=True)
 class LanguageAdapter:
-    """One language, ready to recognise."""
+    """One language as its files hold it."""
 
-    language: str | None  # None: the one the base weights came with, of a checkpoint that names no languages
-    leaves: Params  # adapter blocks and lm_head; head padded with columns that never win
+    language: Tag
+    leaves: Params  # adapter blocks, layers stacked on a leading axis, and lm_head
     vocabulary: CTCVocabulary
-    vocab_size: int  # columns of the head that are the checkpoint's
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the head; a vocabulary may have fewer tokens."""
+        return self.leaves["lm_head"]["kernel"].shape[1]
 
 
 @dataclass
 class AdapterStore:
-    """Finds, reads and keeps adapters; reading one never touches the base."""
+    """Finds and reads adapters; reading one never touches the base."""
 
     source: Source
     config: Wav2Vec2Config
     tokenizer: CTCTokenizer
-    base_leaves: Params  # the adapter and head inside the base weights
+    base_leaves: Params  # the adapter and head inside the base weights, layers stacked
     dtype: Any
-    stacked: bool
-    _resident: OrderedDict[str | None, LanguageAdapter] = field(default_factory=OrderedDict)
     _pinned: dict[str, LanguageAdapter] = field(default_factory=dict)  # added by hand: nowhere to read them again
 
     @property
@@ -68,7 +65,7 @@ class AdapterStore:
     def _published(self) -> list[str]:
         return available_languages(self.source, self.config, self.tokenizer)
 
-    def resolve(self, language: str | None) -> str | None:
+    def resolve(self, language: str | None) -> Tag:
         """The tag for what a user wrote; None stays None where the checkpoint has one vocabulary only.
 
         Raises:
@@ -91,16 +88,18 @@ class AdapterStore:
             )
         return available[0] if available else None
 
-    def get(self, tag: str | None) -> LanguageAdapter:
-        """The adapter of a tag from ``resolve``, read if it is not in memory."""
+    def read(self, tag: Tag) -> LanguageAdapter:
+        """Read the adapter of a tag from ``resolve``; nothing is kept.
+
+        Raises:
+            CheckpointError, VocabularyError: its file does not fit this model; names the file and the tensor or key.
+        """
         if tag in self._pinned:
             return self._pinned[tag]
-        if tag not in self._resident:
-            self._resident[tag] = self._read(tag)
-            while len(self._resident) > MAX_RESIDENT:
-                self._resident.popitem(last=False)
-        self._resident.move_to_end(tag)
-        return self._resident[tag]
+        vocabulary = self.tokenizer.vocabulary(tag)
+        if self.config.has_adapters and tag is not None and self._has_own_file(tag):
+            return self._read_file(find_adapter(self.source, tag), tag, vocabulary)
+        return self._checked(LanguageAdapter(tag, self.base_leaves, vocabulary), where=self.source.name)
 
     def add(
         self, path: str | PathLike[str], *, language: str, vocab: str | PathLike[str] | Mapping[str, int] | None = None
@@ -112,35 +111,21 @@ class AdapterStore:
         """
         adapter_filename(language)  # refuses a tag that could not be saved again
         vocabulary = self._vocabulary_for(Path(path), language, vocab)
-        leaves = load_adapter(path, self.config, dtype=self.dtype)
-        self._pinned[language] = self._prepare(language, leaves, vocabulary, where=str(path))
+        self._pinned[language] = self._read_file(Path(path), language, vocabulary)
         return self._pinned[language]
 
-    def _read(self, tag: str | None) -> LanguageAdapter:
-        vocabulary = self.tokenizer.vocabulary(tag)
-        if self.config.has_adapters and tag is not None and self._has_own_file(tag):
-            path = find_adapter(self.source, tag)
-            leaves = load_adapter(path, self.config, dtype=self.dtype)
-            return self._prepare(tag, leaves, vocabulary, where=str(path))
-        return self._prepare(tag, self.base_leaves, vocabulary, where=self.source.name, stacked=self.stacked)
+    def _read_file(self, path: Path, tag: Tag, vocabulary: CTCVocabulary) -> LanguageAdapter:
+        leaves = load_adapter(path, self.config, dtype=self.dtype, stack_layers=True)
+        return self._checked(LanguageAdapter(tag, leaves, vocabulary), where=str(path))
+
+    def _checked(self, adapter: LanguageAdapter, *, where: str) -> LanguageAdapter:
+        pad_token_id = self.config.pad_token_id
+        adapter.vocabulary.check_model(adapter.vocab_size, pad_token_id=pad_token_id, source=where)
+        return adapter
 
     def _has_own_file(self, tag: str) -> bool:
         """Whether the adapter must come from a file: only a sole language can be the one in the base weights."""
         return len(self.tokenizer.languages) > 1 or self.source.find(adapter_filename(tag)) is not None
-
-    def _prepare(
-        self, tag: str | None, leaves: Params, vocabulary: CTCVocabulary, *, where: str, stacked: bool = False
-    ) -> LanguageAdapter:
-        size = leaves["lm_head"]["kernel"].shape[1]
-        vocabulary.check_model(size, pad_token_id=self.config.pad_token_id, source=where)
-        if self.stacked and not stacked:
-            leaves = stack_layers(leaves)
-        widest = max([size, *(len(tokens) for tokens in self._vocabularies())])
-        head = _pad_head(leaves["lm_head"], -(-widest // HEAD_MULTIPLE) * HEAD_MULTIPLE)
-        return LanguageAdapter(tag, {**leaves, "lm_head": head}, vocabulary, size)
-
-    def _vocabularies(self) -> list[Mapping[str, int]]:
-        return list(self.tokenizer.vocab.values()) if self.tokenizer.is_nested else []
 
     def _vocabulary_for(self, path: Path, language: str, vocab: Any) -> CTCVocabulary:
         beside = path.parent / "vocab.json"
@@ -160,21 +145,6 @@ class AdapterStore:
                 raise VocabularyError(f"{vocab}: holds several languages, but neither {own_tag!r} nor {language!r}")
             tokens = nested
         return _nested({language: tokens}, self.tokenizer, language, f"vocabulary of {path}").vocabulary(language)
-
-
-def _pad_head(head: Params, width: int) -> Params:
-    """Widen a head [D, V] to [D, width]; the bias of the new columns keeps them from ever winning."""
-    extra = width - head["kernel"].shape[1]
-    return {
-        "kernel": jnp.pad(head["kernel"], ((0, 0), (0, extra))),
-        "bias": jnp.pad(head["bias"], (0, extra), constant_values=MASKED_SCORE),
-    }
-
-
-def unpadded(adapter: LanguageAdapter) -> Params:
-    """Its leaves with the head as wide as the vocabulary."""
-    head, size = adapter.leaves["lm_head"], adapter.vocab_size
-    return {**adapter.leaves, "lm_head": {"kernel": head["kernel"][:, :size], "bias": head["bias"][:size]}}
 
 
 def language_tokenizer(adapter: LanguageAdapter, tokenizer: CTCTokenizer) -> CTCTokenizer:

@@ -2,62 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint import (
-    adapter_filename,
     check_sampling_rate,
     load_ctc,
     load_processor,
     open_source,
     require,
-    save_adapter,
-    save_ctc,
-    save_processor,
 )
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import AudioError, CheckpointError, LanguageError, NumericsError
-from mms_jax.features import FeatureExtractor
-from mms_jax.models import Wav2Vec2ForCTC
-from mms_jax.models.trees import Params, merge_trees, split_adapter, unstack_layers
-from mms_jax.pipelines.adapters import (
-    AdapterStore,
-    LanguageAdapter,
-    language_tokenizer,
-    merged_tokenizer,
-    unpadded,
-)
-from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, WINDOW, is_many, load_all, make_batches, not_finite
+from mms_jax.errors import CheckpointError, LanguageError, SettingError
+from mms_jax.models.trees import split_adapter, stack_layers
+from mms_jax.pipelines.adapted import AdaptedModel
+from mms_jax.pipelines.adapters import AdapterStore
+from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
+from mms_jax.pipelines.batching import MAX_DURATION, is_many
+from mms_jax.pipelines.chunks import CHUNK_LENGTH, make_chunking
 from mms_jax.pipelines.dtypes import check_dtype
-from mms_jax.text.ctc import CTCTokenizer
+from mms_jax.pipelines.lid import LanguageIdentifier
+from mms_jax.pipelines.recognition import Recognition
+from mms_jax.pipelines.recordings import Reader, Recording
+from mms_jax.pipelines.results import one_or_all
+from mms_jax.pipelines.routing import AUTO, Router
+from mms_jax.pipelines.settings import check_integer, check_number
+from mms_jax.pipelines.transcription import Times, Transcription, timed
 
-
-@dataclass(frozen=True)
-class Transcription:
-    """What was recognised in one item, or why nothing could be."""
-
-    language: str | None  # the checkpoint's tag; None for checkpoints without languages
-    duration: float  # seconds of audio; 0.0 where it could not be read
-    transcript: str | None = None
-    error: AudioError | NumericsError | None = None
-
-    @property
-    def text(self) -> str:
-        """The transcript; raises the item's error if it has one, so that no failure passes for an empty text."""
-        if self.error is not None:
-            raise self.error
-        assert self.transcript is not None
-        return self.transcript
+Timestamps = Literal["word", "char"] | None
 
 
 def load_asr(
@@ -70,18 +50,22 @@ def load_asr(
     cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
     scan_layers: bool | None = None,
+    lid: str | PathLike[str] | LanguageIdentifier | None = None,
+    adapter_memory: int = ADAPTER_MEMORY,
 ) -> SpeechRecognizer:
     """Load a recognition checkpoint (wav2vec2 with a CTC head, MMS adapters included).
 
     Args:
         model: a local directory, or a hub name such as ``facebook/mms-1b-all``.
-        language: what to recognise from now on: ISO 639-1/-2/-3 code, English name, or the checkpoint's own tag. None
-            leaves it to each call (a checkpoint of one language needs none).
+        language: what to recognise from now on: ISO 639-1/-2/-3 code, English name, the checkpoint's own tag, or
+            "auto". None leaves it to each call (a checkpoint of one language needs none).
         dtype: of matrices in memory and of matrix-product operands: "float32", "bfloat16" or "float16". Products
             accumulate in float32, and everything between them is float32.
         revision, token, cache_dir, local_files_only: as in huggingface_hub.
         scan_layers: True compiles one layer for all (fast to compile), False unrolls them (1.6x faster in bfloat16 on
             CPU); None chooses for the backend.
+        lid: the identification model that ``language="auto"`` asks: one from ``load_lid``, or what to load it from.
+        adapter_memory: bytes for the adapters of languages in use; beyond, the least recently used are read again.
 
     Raises:
         CheckpointError: not found, wrong or incomplete; names the file and the tensor. LanguageError: not in it.
@@ -94,170 +78,77 @@ def load_asr(
     check_sampling_rate(processor.feature_extractor, source.name)
     config, params = load_ctc(source, dtype=resolved, stack_layers=scan)
     base, leaves = split_adapter(params)
-    store = AdapterStore(source, config, processor.tokenizer, leaves, dtype=resolved, stacked=scan)
-    asr = SpeechRecognizer(config, processor.feature_extractor, store, base, resolved, scan)
+    store = AdapterStore(source, config, processor.tokenizer, leaves if scan else stack_layers(leaves), dtype=resolved)
+    bank = AdapterBank(store.read, memory=check_integer("adapter_memory", adapter_memory, 0))
+    asr = SpeechRecognizer(config, processor.feature_extractor, store, bank, base, resolved, scan, lid)
     if language is not None:
         asr.load_adapter(language)
     return asr
 
 
-class SpeechRecognizer:
+class SpeechRecognizer(AdaptedModel):
     """A loaded recognition model; made by ``load_asr``."""
 
-    def __init__(
-        self,
-        config: Wav2Vec2Config,
-        feature_extractor: FeatureExtractor,
-        store: AdapterStore,
-        base: Params,
-        dtype: Any,
-        scan_layers: bool,
-    ):
-        self.feature_extractor = feature_extractor
-        self._config = config
-        self._store = store
-        self._base = base
-        self._dtype = dtype
-        self._scan_layers = scan_layers
-        self._current: LanguageAdapter | None = None  # chosen by load_adapter
-
-    @property
-    def languages(self) -> list[str]:
-        """Tags of the languages this model recognises; empty for a checkpoint of one nameless language."""
-        return self._store.languages
-
-    @property
-    def language(self) -> str | None:
-        """The language recognised where a call names none; None until one is chosen."""
-        return self._current.language if self._current else None
-
-    @property
-    def tokenizer(self) -> CTCTokenizer:
-        """The checkpoint's vocabularies."""
-        return self._store.tokenizer
-
-    @property
-    def config(self) -> Wav2Vec2Config:
-        """The architecture, with the current language's vocabulary size."""
-        return self._config if self._current is None else self._config.replace(vocab_size=self._current.vocab_size)
-
-    @property
-    def module(self) -> Wav2Vec2ForCTC:
-        """The Flax module of ``params``."""
-        return Wav2Vec2ForCTC(self.config, self._dtype, self._scan_layers)
-
-    @property
-    def params(self) -> Params:
-        """The parameter tree with the current language's adapter and head (before one is chosen, those in the base)."""
-        if self._current is None:
-            return merge_trees(self._base, self._store.base_leaves)
-        return merge_trees(self._base, unpadded(self._current))
-
-    def load_adapter(
-        self,
-        adapter: str | PathLike[str],
-        *,
-        language: str | None = None,
-        vocab: str | PathLike[str] | Mapping[str, int] | None = None,
-    ) -> None:
-        """Choose the language to recognise from now on; the base stays, and nothing is compiled again.
-
-        Args:
-            adapter: a language of this checkpoint, or the path of an adapter file.
-            language: with a path: the tag to keep it under.
-            vocab: with a path: its vocabulary, a mapping or a vocab.json; default the one beside the file.
-
-        Raises:
-            LanguageError: no such language here. CheckpointError: the file does not fit this model.
-        """
-        is_file = isinstance(adapter, PathLike) or str(adapter).endswith((".safetensors", ".bin"))
-        if is_file and language is None:
-            raise LanguageError(f"{adapter}: say which language it is, language='xyz'")
-        if is_file and not Path(adapter).is_file():
-            raise CheckpointError(f"{adapter}: no such file")
-        if is_file:
-            assert language is not None
-            self._current = self._store.add(adapter, language=language, vocab=vocab)
-        elif language is not None or vocab is not None:
-            raise LanguageError(f"{adapter!r} is no adapter file (*.safetensors), so language= and vocab= do not apply")
-        else:
-            self._current = self._store.get(self._store.resolve(str(adapter)))
-
-    def save_adapter(
-        self, directory: str | PathLike[str], *, language: str | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write ``adapter.<language>.safetensors`` and add its vocabulary to the directory's nested vocab.json.
-
-        The directory's other languages stay. transformers loads the result where the base's files are.
-
-        Raises:
-            LanguageError: no language chosen. FileExistsError, VocabularyError: it is there already, no ``overwrite``.
-        """
-        chosen = self._adapter(language)
-        if chosen.language is None:
-            raise LanguageError("this checkpoint's language has no tag; load its adapter under one first")
-        directory = Path(directory)
-        path = directory / adapter_filename(chosen.language)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; overwrite=True replaces it")
-        tokenizer = merged_tokenizer(directory, chosen, self.tokenizer, overwrite=overwrite)
-        leaves = unpadded(chosen)
-        save_adapter(path, config=self._config, params=unstack_layers(leaves) if self._scan_layers else leaves)
-        tokenizer.save(directory)
-        return path
-
-    def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
-        """Write a whole checkpoint, processor included, that this library and transformers load.
-
-        Its base weights hold the current language's adapter and head, and its vocabulary is that language's.
-
-        Args:
-            directory: made if it is not there; files of the same names are replaced.
-            params: trained parameters, a tree like ``params``; default those.
-        """
-        chosen = self._adapter(None)
-        tree = merge_trees(self._base, unpadded(chosen)) if params is None else params
-        tree = unstack_layers(tree) if self._scan_layers else tree
-        save_ctc(directory, config=self._config.replace(vocab_size=chosen.vocab_size), params=tree)
-        save_processor(directory, self.feature_extractor, language_tokenizer(chosen, self.tokenizer))
+    @cached_property
+    def _recognition(self) -> Recognition:
+        extractor, dtype, scan_layers = self.feature_extractor, self._dtype, self._scan_layers
+        return Recognition(self._config, self._base, self._bank, extractor, dtype=dtype, scan_layers=scan_layers)
 
     def transcribe(
         self,
         audio: Any,
         *,
         language: str | Sequence[str] | None = None,
+        candidates: Iterable[str] | None = None,
+        timestamps: Timestamps = None,
         batch_size: int = 8,
-        max_duration: float = MAX_DURATION,
+        chunk_length_s: float = CHUNK_LENGTH,
+        stride_length_s: float | tuple[float, float] | None = None,
+        max_duration: float = math.inf,
+        progress: bool | None = None,
     ) -> Any:
-        """Recognise speech by greedy CTC decoding.
+        """Recognise speech by greedy CTC decoding, in any mix of languages and lengths.
 
         Args:
             audio: a path, bytes, a binary file object, a float array at 16 kHz, (array, rate), a ``datasets`` audio
                 value, or a list of these.
-            language: one for all items, or a list with one for each; default the one chosen by ``load_asr`` or
-                ``load_adapter``.
-            batch_size: most items in one forward pass.
+            language: one for all items, or a list with one for each; "auto" identifies it (by the first window that is
+                not silent); default the one chosen by ``load_asr`` or ``load_adapter``.
+            candidates: with "auto", the only languages to consider.
+            timestamps: "word" or "char" to have ``words``, ``chars`` and ``segments`` too.
+            batch_size: most windows in one forward pass.
+            chunk_length_s: audio up to this many seconds is recognised in one pass, longer audio in windows of it.
+            stride_length_s: of a window, context on each side, or (left, right); None: a sixth of it.
             max_duration: longest item, seconds; what is longer is an error.
+            progress: whether to show a bar on stderr after three seconds; None: where that is a terminal.
 
         Returns:
             A ``Transcription``, or for a list a list of them in order. Audio of less than one frame (25 ms) and digital
             silence (samples within two steps of 16-bit audio of each other) give the text "".
 
+            Memory does not depend on the length of the audio: at most 128 windows are held (246 MB), and
+            ``MAX_DURATION`` seconds of padded audio go through the model at a time.
+
         Raises:
-            LanguageError: a language that is not here, before anything is decoded.
+            LanguageError: a language that is not here, where it is to be that of all items; lists of different lengths.
             AudioError: a single item that cannot be used. NumericsError: the model's output for it is not finite. In a
-                list its ``Transcription`` carries the error instead,
-                and the others are what they would be without it.
+                list its ``Transcription`` carries the error instead (also that of a language in a list), and the others
+                are what they would be without it.
         """
-        items, tags, many = self._items(audio, language)
-        results: list[Transcription] = []
-        for start in range(0, len(items), WINDOW):
-            window = slice(start, start + WINDOW)
-            waveforms = load_all(items[window], max_duration=max_duration, first=start if many else None)
-            results += self._transcribe(waveforms, tags[window], batch_size)
-        if not many and results[0].error is not None:
-            raise results[0].error
-        return results if many else results[0]
+        if timestamps not in (None, "word", "char"):
+            raise SettingError(f"timestamps is {timestamps!r}; it must be 'word', 'char' or None")
+        items, recordings, many = self._recordings(audio, language)
+        reader = self._reader(
+            recordings, candidates, batch_size=batch_size, chunk=(chunk_length_s, stride_length_s), progress=progress
+        )
+        results: dict[int, Transcription] = {}
+        for index in reader.read(items, recordings, max_duration=max_duration, numbered=many):
+            results[index] = self._transcription(recordings[index], timestamps)
+            recordings[index].parts = []
+        for index, recording in enumerate(recordings):
+            if recording.error is not None:
+                results[index] = self._transcription(recording, timestamps)
+        return one_or_all([results[index] for index in range(len(items))], many=many)
 
     def logits(
         self,
@@ -265,114 +156,122 @@ class SpeechRecognizer:
         *,
         language: str | Sequence[str] | None = None,
         batch_size: int = 8,
-        max_duration: float = MAX_DURATION,
+        chunk_length_s: float = CHUNK_LENGTH,
+        stride_length_s: float | tuple[float, float] | None = None,
+        max_duration: float = math.inf,
     ) -> list[np.ndarray]:
         """CTC logits, before the softmax: a list of float32 [T, V], one per input, padding removed.
 
         The arguments are those of ``transcribe``; a single item gives a list of one. Audio of less than one frame gives
-        [0, V]. V is the language's vocabulary size.
+        [0, V]. V is the language's vocabulary size. Those of windows are stitched together.
 
         Raises:
-            LanguageError, AudioError: as ``transcribe``; here one bad item fails the call.
+            LanguageError, AudioError: as ``transcribe``; here one bad item fails the call, and so does "auto".
         """
-        items, tags, _ = self._items(audio, language)
-        waveforms = load_all(items, max_duration=max_duration)
-        for waveform in waveforms:
-            if isinstance(waveform, AudioError):
-                raise waveform
-        results = [np.zeros((0, self._store.get(tag).vocab_size), np.float32) for tag in tags]
-        todo = [i for i, waveform in enumerate(waveforms) if self._has_frames(waveform)]
-        for index, logits, _ in self._forward(waveforms, tags, todo, batch_size, output="logits"):
-            results[index] = logits[:, : results[index].shape[1]]
-        return results
+        items, recordings, many = self._recordings(audio, language)
+        if any(recording.undecided for recording in recordings):
+            raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
+        chunk = chunk_length_s, stride_length_s
+        reader = self._reader(recordings, None, batch_size=batch_size, chunk=chunk, progress=False, logits=True)
+        complete = set(reader.read(items, recordings, max_duration=max_duration, numbered=many))
+        for recording in recordings:
+            if recording.error is not None:
+                raise recording.error
+        assert complete == set(range(len(items)))
+        return [one.logits(vocab_size=self._bank.alphabet(one.tag).vocab_size) for one in recordings]
 
-    def _transcribe(
-        self, waveforms: Sequence[np.ndarray | AudioError], tags: Sequence[str | None], batch_size: int
-    ) -> list[Transcription]:
-        results = [
-            Transcription(tag, 0.0, error=waveform)
-            if isinstance(waveform, AudioError)
-            else Transcription(tag, len(waveform) / SAMPLING_RATE, transcript="")
-            for tag, waveform in zip(tags, waveforms, strict=True)
-        ]
-        todo = [i for i, waveform in enumerate(waveforms) if self._has_frames(waveform) and not _is_silent(waveform)]
-        for index, ids, finite in self._forward(waveforms, tags, todo, batch_size, output="ids"):
-            result = results[index]
-            if finite:
-                text = self._store.get(result.language).vocabulary.decode(ids)
-                results[index] = replace(result, transcript=text)
-            else:
-                results[index] = replace(result, transcript=None, error=not_finite(self._dtype))
-        return results
+    def warmup(
+        self,
+        *,
+        languages: Iterable[str] = (),
+        max_duration: float = CHUNK_LENGTH,
+        batch_size: int = 8,
+    ) -> int:
+        """Compile for every shape of batch that audio up to a length can need, so that no call does it later.
 
-    def _items(self, audio: Any, language: str | Sequence[str] | None) -> tuple[list[Any], list[str | None], bool]:
-        """Items, their resolved languages, and whether there may be several."""
+        Args:
+            languages: to bring onto the device; the widest vocabulary among them decides the shape of the head.
+            max_duration: of windows, seconds: the ``chunk_length_s`` of the calls to come, or less where all audio is
+                shorter.
+            batch_size: that of the calls to come.
+
+        Returns:
+            How many shapes the model is compiled for.
+
+        Raises:
+            LanguageError: a language that is not here. SettingError: a length out of its range.
+        """
+        check_number("max_duration", max_duration, 0, MAX_DURATION)
+        chosen = list(languages) or [None]
+        tags = [self._tag(language) for language in chosen]
+        self._recognition.warm_up(tags, duration=max_duration, batch_size=check_integer("batch_size", batch_size, 1))
+        return self._recognition.num_compiled
+
+    def _recordings(self, audio: Any, language: str | Sequence[str] | None) -> tuple[list[Any], list[Recording], bool]:
+        """Items, their languages (or why one has none), and whether there may be several."""
         many = is_many(audio)
         items = list(audio) if many else [audio]
         if language is None or isinstance(language, str):
-            languages: list[str | None] = [language] * len(items)
-        elif isinstance(language, Iterable) and not isinstance(language, bytes):
-            languages = list(language)
-        else:
+            found = self._decided(language)
+            if found.error is not None:
+                raise found.error
+            return items, [replace(found, parts=[]) for _ in items], many
+        if isinstance(language, bytes) or not isinstance(language, Iterable):
             raise LanguageError(f"language is {language!r}; give a code, a name, or a list of them")
+        languages = list(language)
         if len(languages) != len(items):
             raise LanguageError(f"{len(items)} item(s), but {len(languages)} language(s); give one for all or one each")
-        tags = {one: self._tag(one) for one in dict.fromkeys(languages)}
-        for tag in tags.values():
-            self._store.get(tag)  # a damaged adapter fails the call before anything is decoded
-        return items, [tags[one] for one in languages], many
+        decided = {one: self._decided(one) for one in dict.fromkeys(languages)}
+        return items, [replace(decided[one], parts=[]) for one in languages], many
 
-    def _tag(self, language: str | None) -> str | None:
-        if language is None and self._current is not None:
-            return self._current.language
-        return self._store.resolve(language)
+    def _decided(self, language: str | None) -> Recording:
+        """An empty recording in a language; with its error, if it has no usable adapter here."""
+        if language == AUTO or (language is None and self._auto):
+            return Recording(undecided=True)
+        try:
+            tag = self._tag(language)
+            self._bank.alphabet(tag)  # a damaged adapter shows now, before anything is decoded
+            return Recording(tag)
+        except (LanguageError, CheckpointError) as error:
+            return Recording(None, error=error)
 
-    def _adapter(self, language: str | None) -> LanguageAdapter:
-        return self._store.get(self._tag(language))
-
-    def _has_frames(self, waveform: np.ndarray | AudioError) -> bool:
-        return not isinstance(waveform, AudioError) and len(waveform) >= self._config.min_samples
-
-    def _forward(
+    def _reader(
         self,
-        waveforms: Sequence[Any],
-        tags: Sequence[str | None],
-        todo: Sequence[int],
-        batch_size: int,
+        recordings: Sequence[Recording],
+        candidates: Iterable[str] | None,
         *,
-        output: Literal["logits", "ids"],
-    ) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """Yield (index, logits [T, padded V] or greedy ids [T], whether they are finite) for the items in ``todo``."""
-        for tag in dict.fromkeys(tags[index] for index in todo):
-            adapter = self._store.get(tag)
-            indices = [index for index in todo if tags[index] == tag]
-            batches = make_batches(
-                [waveforms[index] for index in indices],
-                self.feature_extractor,
-                batch_size=batch_size,
-                max_samples=int(MAX_DURATION * SAMPLING_RATE),
-                pad=self._config.feat_extract_norm == "layer",
-            )
-            for batch in batches:
-                outputs = self._jitted(self._base, adapter.leaves, *batch.features)
-                values, finite = np.asarray(outputs[output]), np.asarray(outputs["finite"])
-                for row, index in enumerate(indices[i] for i in batch.indices):
-                    yield index, values[row, : int(self._config.num_frames(len(waveforms[index])))], bool(finite[row])
+        batch_size: int,
+        chunk: tuple[Any, Any],
+        progress: bool | None,
+        logits: bool = False,
+    ) -> Reader:
+        auto = any(recording.undecided for recording in recordings)
+        if candidates is not None and not auto:
+            raise LanguageError("candidates are those of language='auto'; here every item's language is given")
+        router = Router(self.lid, self._store.resolve, candidates=candidates) if auto else None
+        return Reader(
+            self._config,
+            self._recognition,
+            make_chunking(self._config, chunk_length_s=chunk[0], stride_length_s=chunk[1]),
+            check_integer("batch_size", batch_size, 1),
+            self._dtype,
+            router,
+            logits,
+            progress,
+        )
 
-    @cached_property
-    def _jitted(self):
-        """The one jitted call: base and adapter are arguments, so another language runs the same executable."""
-
-        def forward(base, adapter, input_values, attention_mask):
-            width = adapter["lm_head"]["kernel"].shape[1]
-            module = Wav2Vec2ForCTC(self._config.replace(vocab_size=width), self._dtype, self._scan_layers)
-            output: Any = module.apply({"params": merge_trees(base, adapter)}, input_values, attention_mask)
-            finite = jnp.isfinite(jnp.where(output.frame_mask[..., None], output.logits, 0)).all(axis=(1, 2))
-            return {"logits": output.logits, "ids": jnp.argmax(output.logits, axis=-1), "finite": finite}
-
-        return jax.jit(forward)
-
-
-def _is_silent(waveform: np.ndarray | AudioError) -> bool:
-    """Digital silence. A model hears something in anything, so it is not asked."""
-    return not isinstance(waveform, AudioError) and bool(np.ptp(waveform) <= SILENCE)
+    def _transcription(self, recording: Recording, timestamps: Timestamps) -> Transcription:
+        result = Transcription(
+            recording.tag, recording.duration, error=recording.error, language_probability=recording.probability
+        )
+        if recording.error is not None:
+            return result
+        if recording.undecided:  # nothing but silence: in no language, so without text
+            return replace(result, transcript="", times=Times((), ()) if timestamps else None)
+        vocabulary = self._bank.alphabet(recording.tag).vocabulary
+        ids = recording.ids(blank_id=vocabulary.blank_id)
+        if timestamps is None:
+            return replace(result, transcript=vocabulary.decode(ids))
+        hop = self._config.samples_per_frame / SAMPLING_RATE
+        text, times = timed(ids, recording.scores(), vocabulary, seconds_per_frame=hop)
+        return replace(result, transcript=text, times=times)

@@ -111,6 +111,11 @@ class LanguageIdentifier:
         return f"LanguageIdentifier({self._name!r}, {len(self._labels)} languages, {jnp.dtype(self._dtype)})"
 
     @property
+    def name(self) -> str:
+        """Where it was loaded from."""
+        return self._name
+
+    @property
     def languages(self) -> list[str]:
         """The checkpoint's labels, in the order of ``logits``: for MMS ISO 639-3 codes without script or dialect."""
         return list(self._labels)

@@ -1,0 +1,155 @@
+"""The compiled recogniser: waveforms in batches, each row in a language of its own, to the best token of each frame."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mms_jax.audio import SAMPLING_RATE
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.features import FeatureExtractor, Features, batch_rows, bucket_length
+from mms_jax.models import Wav2Vec2ForCTC
+from mms_jax.models.trees import Params, merge_trees, unstack_layers
+from mms_jax.pipelines.adapters import Tag
+from mms_jax.pipelines.bank import AdapterBank
+from mms_jax.pipelines.batching import MAX_DURATION, make_batches
+
+
+class Frames(NamedTuple):
+    """What was recognised in one waveform of T frames."""
+
+    ids: np.ndarray  # int32 [T]: the best token of each frame
+    scores: np.ndarray  # float32 [T]: its probability
+    finite: bool  # whether all logits are
+    logits: np.ndarray | None  # float32 [T, V]; None where nobody asked for them
+
+
+class Recognition:
+    """The model's one call, ahead-of-time compiled for every shape of batch, whatever languages are in it."""
+
+    def __init__(
+        self,
+        config: Wav2Vec2Config,
+        base: Params,
+        bank: AdapterBank,
+        feature_extractor: FeatureExtractor,
+        *,
+        dtype: Any,
+        scan_layers: bool,
+    ):
+        self._config = config
+        self._base = base
+        self._bank = bank
+        self._feature_extractor = feature_extractor
+        self._dtype = dtype
+        self._scan_layers = scan_layers
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int, ...], Any] = {}
+
+    @property
+    def num_compiled(self) -> int:
+        """Shapes the model was compiled for so far."""
+        return len(self._compiled)
+
+    def __call__(
+        self, waveforms: Sequence[np.ndarray], tags: Sequence[Tag], *, batch_size: int, logits: bool = False
+    ) -> Iterator[tuple[int, Frames]]:
+        """Recognise waveforms, float32 [S] of at least one frame each, each in the language of its tag.
+
+        Args:
+            waveforms: at most ``MAX_DURATION`` seconds each.
+            tags: one for each.
+            batch_size: most of them in one call of the model.
+            logits: whether to bring them from the device too.
+
+        Yields:
+            (index, what was recognised), in no particular order.
+        """
+        batches = make_batches(
+            waveforms,
+            self._feature_extractor,
+            batch_size=batch_size,
+            max_samples=int(MAX_DURATION * SAMPLING_RATE),
+            pad=self._pads,
+        )
+        for batch in batches:
+            start = 0
+            while start < len(batch.indices):
+                adapters, num_rows = self._bank.gather([tags[index] for index in batch.indices[start:]])
+                rows = slice(start, start + num_rows)
+                outputs = self._run(adapters, Features(*(array[rows] for array in batch.features)))
+                for row, index in enumerate(batch.indices[rows]):
+                    num_frames = int(self._config.num_frames(len(waveforms[index])))
+                    width = self._bank.alphabet(tags[index]).vocab_size
+                    yield index, _row(outputs, row, num_frames, width if logits else None)
+                start += num_rows
+
+    def warm_up(self, tags: Sequence[Tag], *, duration: float, batch_size: int) -> None:
+        """Bring languages in and compile for every shape that waveforms up to ``duration`` seconds can need.
+
+        Models that never pad (group norm) have a shape for every length, so for these nothing is compiled.
+        """
+        for tag in tags:
+            self._bank.alphabet(tag)
+        for num_rows, num_samples in self._shapes(duration, batch_size) if self._pads else ():
+            adapters, _ = self._bank.gather([tags[0]] * num_rows)
+            self._executable(adapters, num_rows, num_samples)
+
+    def _shapes(self, duration: float, batch_size: int) -> Iterator[tuple[int, int]]:
+        longest = bucket_length(max(self._config.min_samples, int(duration * SAMPLING_RATE)))
+        num_samples = bucket_length(self._config.min_samples)
+        while num_samples <= longest:
+            most = batch_rows(num_samples, batch_size=batch_size, max_samples=int(MAX_DURATION * SAMPLING_RATE))
+            yield from ((1 << power, num_samples) for power in range(most.bit_length()))
+            num_samples = bucket_length(num_samples + 1)
+
+    @property
+    def _pads(self) -> bool:
+        """Whether rows may be padded to a bucket; the result of models with a group norm would depend on it."""
+        return self._config.feat_extract_norm == "layer"
+
+    def _run(self, adapters: Params, features: Features) -> dict[str, Any]:
+        return self._executable(adapters, *features.input_values.shape)(self._base, adapters, *features)
+
+    def _executable(self, adapters: Params, num_rows: int, num_samples: int) -> Any:
+        key = num_rows, num_samples, adapters["lm_head"]["kernel"].shape[-1]
+        with self._lock:
+            if key not in self._compiled:
+                shape = num_rows, num_samples
+                arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+                self._compiled[key] = jax.jit(self._forward).lower(self._base, adapters, *arguments).compile()
+            return self._compiled[key]
+
+    def _forward(self, base: Params, adapters: Params, input_values: jax.Array, attention_mask: jax.Array) -> Any:
+        """Every leaf of ``adapters`` has a leading axis of rows: each row is a model of its own on a shared base."""
+        width = adapters["lm_head"]["kernel"].shape[-1]
+        module = Wav2Vec2ForCTC(self._config.replace(vocab_size=width), self._dtype, self._scan_layers)
+
+        def one_row(own: Params, values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+            params = merge_trees(base, own if self._scan_layers else unstack_layers(own))
+            output: Any = module.apply({"params": params}, values[None], mask[None])
+            return output.logits[0], output.frame_mask[0]
+
+        logits, frame_mask = jax.vmap(one_row)(adapters, input_values, attention_mask)
+        best = logits.max(axis=-1, keepdims=True)
+        return {
+            "logits": logits,
+            "ids": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "scores": 1 / jnp.exp(logits - best).sum(axis=-1),
+            "finite": jnp.isfinite(jnp.where(frame_mask[..., None], logits, 0)).all(axis=(1, 2)),
+        }
+
+
+def _row(outputs: dict[str, Any], row: int, num_frames: int, width: int | None) -> Frames:
+    """One row without its padding."""
+    return Frames(
+        np.asarray(outputs["ids"])[row, :num_frames],
+        np.asarray(outputs["scores"])[row, :num_frames],
+        bool(np.asarray(outputs["finite"])[row]),
+        None if width is None else np.asarray(outputs["logits"])[row, :num_frames, :width],
+    )

@@ -1,0 +1,76 @@
+"""``language="auto"``: which of a recogniser's languages is spoken, by a language identification model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mms_jax.errors import LanguageError, MMSError
+from mms_jax.languages import resolve_language
+from mms_jax.pipelines.lid import LanguageIdentifier
+
+AUTO = "auto"
+
+
+class Route(NamedTuple):
+    """The language of one audio, or why there is none."""
+
+    tag: str | None
+    probability: float
+    error: MMSError | None = None
+
+
+class Router:
+    """Identifies, and finds the recogniser's tag for the label of the identifier.
+
+    Args:
+        lid: the identification model.
+        resolve: a language to the recogniser's tag; raises LanguageError.
+        candidates: the only languages to consider; None: all that ``lid`` knows, and one of those that is not
+            recognised is the item's error: the nearest that is would be another language.
+
+    Raises:
+        LanguageError: a candidate that one of the models has not, or two that ``lid`` does not tell apart.
+    """
+
+    def __init__(
+        self, lid: LanguageIdentifier, resolve: Callable[[str], str | None], *, candidates: Iterable[str] | None
+    ):
+        self._lid = lid
+        self._resolve = resolve
+        self._tags = None if candidates is None else self._by_label(candidates)
+
+    def __call__(self, waveforms: Sequence[np.ndarray], *, batch_size: int) -> list[Route]:
+        """Identify the language of each waveform, float32 [S] at 16 kHz, with speech in it."""
+        languages = None if self._tags is None else list(self._tags)
+        found = self._lid.identify(list(waveforms), languages=languages, batch_size=batch_size)
+        return [
+            self._route(one.language, one.probability) if one.error is None else Route(None, 0.0, one.error)
+            for one in found
+        ]
+
+    def _route(self, label: str, probability: float) -> Route:
+        if self._tags is not None:
+            return Route(self._tags[label], probability)
+        try:
+            return Route(self._resolve(label), probability)
+        except LanguageError as error:
+            return Route(None, probability, LanguageError(f"identified as {label!r} ({probability:.2f}): {error}"))
+
+    def _by_label(self, candidates: Iterable[str]) -> dict[str, str | None]:
+        """The recogniser's tag for every label that may be identified."""
+        if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Iterable):
+            raise LanguageError(f"candidates is {candidates!r}; give a list of codes or names")
+        tags: dict[str, str | None] = {}
+        for tag in dict.fromkeys(self._resolve(candidate) for candidate in candidates):
+            assert tag is not None  # without languages nothing is resolved
+            code = tag.split("-")[0]  # labels carry no script or dialect
+            label = resolve_language(code, self._lid.languages, source=self._lid.name, task="lid")
+            if label in tags:
+                raise LanguageError(f"{tags[label]} and {tag} are both identified as {label!r}; leave one of them out")
+            tags[label] = tag
+        if not tags:
+            raise LanguageError("candidates is empty, so there is none to choose; leave it out to consider all")
+        return tags

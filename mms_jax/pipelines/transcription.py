@@ -1,0 +1,160 @@
+"""What recognition returns: text, and on request when each character, word and subtitle is heard."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mms_jax.errors import MMSError, SettingError
+from mms_jax.text.ctc import CTCVocabulary, Span
+
+PAUSE = 0.6  # seconds without a word that part two subtitles
+MAX_SEGMENT = 7.0  # seconds that one subtitle stands at most
+MAX_COLUMNS = 84  # of one subtitle: two lines of 42, by the rules of broadcasters; wide characters take two
+SENTENCE_ENDS = tuple(".!?…。！？।۔؟")
+
+
+class Word(NamedTuple):
+    """A word, or a character, and when it is heard."""
+
+    text: str
+    start: float  # seconds from the beginning of the audio
+    end: float
+    score: float  # 0 … 1: mean over its frames of the probability of what was read there
+
+
+class Segment(NamedTuple):
+    """As much text as one subtitle holds."""
+
+    text: str
+    start: float  # seconds from the beginning of the audio
+    end: float
+
+
+class Times(NamedTuple):
+    """When everything in a transcript is heard."""
+
+    chars: tuple[Word, ...]
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What was recognised in one item, or why nothing could be."""
+
+    language: str | None  # the checkpoint's tag; None: one without languages, or nothing to identify one by
+    duration: float  # seconds of audio; 0.0 where it could not be read
+    transcript: str | None = None
+    error: MMSError | None = None
+    times: Times | None = None  # where timestamps were asked for
+    language_probability: float | None = None  # where language="auto" identified it
+
+    @property
+    def text(self) -> str:
+        """The transcript; raises the item's error if it has one, so that no failure passes for an empty text."""
+        if self.error is not None:
+            raise self.error
+        assert self.transcript is not None
+        return self.transcript
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Every word and when it is heard; raises the item's error if it has one."""
+        return self._times.words
+
+    @property
+    def chars(self) -> tuple[Word, ...]:
+        """Every character, spaces included, and when it is heard; raises the item's error if it has one."""
+        return self._times.chars
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The words as subtitles; raises the item's error if it has one.
+
+        A new one starts after ``PAUSE`` seconds without a word, after punctuation that ends a sentence, and where one
+        would be longer than ``MAX_SEGMENT`` seconds or ``MAX_COLUMNS`` columns. Text without spaces is parted between
+        characters.
+        """
+        return tuple(_segments(self._times))
+
+    @property
+    def _times(self) -> Times:
+        if self.error is not None:
+            raise self.error
+        if self.times is None:
+            raise SettingError("there are no times; ask for them: transcribe(…, timestamps='word')")
+        return self.times
+
+
+def timed(
+    ids: np.ndarray, scores: np.ndarray, vocabulary: CTCVocabulary, *, seconds_per_frame: float
+) -> tuple[str, Times]:
+    """The text of frames and when its parts are heard.
+
+    Args:
+        ids: int [T], the best token of every frame.
+        scores: float [T], its probability.
+        vocabulary: of the language.
+        seconds_per_frame: from one frame to the next.
+    """
+    found = vocabulary.decode_offsets(ids)
+
+    def words(spans: Sequence[Span]) -> tuple[Word, ...]:
+        return tuple(
+            Word(
+                span.text,
+                round(span.start * seconds_per_frame, 6),  # 0.06, not 0.060000000000000005
+                round(span.end * seconds_per_frame, 6),
+                float(scores[span.start : span.end].mean()),
+            )
+            for span in spans
+        )
+
+    return found.text, Times(words(found.chars), words(found.words))
+
+
+def _segments(times: Times) -> Iterator[Segment]:
+    units: list[tuple[str, Word]] = []  # (what stands before it, the word)
+    for before, word in _units(times):
+        if units and _parts(units, before, word):
+            yield _joined(units)
+            units = []
+        units.append((before, word))
+    if units:
+        yield _joined(units)
+
+
+def _units(times: Times) -> Iterator[tuple[str, Word]]:
+    """Words behind a space; the characters of words that are themselves too long for a subtitle, behind nothing."""
+    for word in times.words:
+        if _columns(word.text) <= MAX_COLUMNS and word.end - word.start <= MAX_SEGMENT:
+            yield " ", word
+            continue
+        chars = [char for char in times.chars if word.start <= char.start and char.end <= word.end]
+        for number, char in enumerate(chars):
+            yield "" if number else " ", char
+
+
+def _parts(units: Sequence[tuple[str, Word]], before: str, word: Word) -> bool:
+    """Whether a new subtitle starts with ``word``."""
+    first, last = units[0][1], units[-1][1]
+    columns = sum(_columns(space + unit.text) for space, unit in [*units, (before, word)]) - 1
+    return (
+        word.start - last.end >= PAUSE
+        or word.end - first.start > MAX_SEGMENT
+        or columns > MAX_COLUMNS
+        or (last.text.endswith(SENTENCE_ENDS) and before == " ")
+    )
+
+
+def _joined(units: Sequence[tuple[str, Word]]) -> Segment:
+    text = "".join(before + word.text for before, word in units).strip()
+    return Segment(text, units[0][1].start, units[-1][1].end)
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
