@@ -2,14 +2,16 @@
 
 Decoding is libsndfile's (WAV, FLAC, Ogg Vorbis and Opus, MP3) behind the checks of ``containers``; resampling is soxr's
 HQ quality (linear phase, 20 bits), the same in one piece or in blocks; channels are averaged. No torch, no ffmpeg.
-Files are not trusted: they are decoded in blocks, never allocated by the length they declare, and whole or not at all.
+Files are not trusted: they are decoded in blocks, never allocated by the length they declare, and what is not whole is
+an error. ``stream_audio`` hands the blocks on as they come, so that a day of audio takes no more memory than a minute.
 """
 
 import io
+import math
 import numbers
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -17,7 +19,7 @@ import soundfile
 import soxr
 
 from mms_jax.containers import open_container
-from mms_jax.containers.view import CONVERT, TRUNCATED, View, too_long
+from mms_jax.containers.view import CONVERT, TRUNCATED, Rest, View, read_some, too_long
 from mms_jax.errors import AudioError
 from mms_jax.features import MAX_AMPLITUDE, FeatureExtractor, Features, bucket_length, bucketed_batches
 
@@ -30,14 +32,15 @@ __all__ = [
     "bucketed_batches",
     "describe_audio",
     "load_audio",
+    "stream_audio",
 ]
 
 SAMPLING_RATE = 16_000  # Hz: what every MMS model was trained on
 MAX_DURATION = 1800.0  # seconds: 115 MB of float32 at 16 kHz; ten times that, from one crafted file, is too much
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: below, kHz were meant (16 for 16 000); above, nothing records speech
 MAX_CHANNELS_IN_ARRAY = 16  # an array's shorter axis is its channels up to here; files may have 1024, they say so
-MAX_STREAM_BYTES = 2**30  # from a pipe or file object: 30 min of 48 kHz stereo float32 are 0.7 GB
-BLOCK_VALUES = 2**20  # samples x channels decoded at a time: 4 MB
+MAX_STREAM_BYTES = 2**30  # of a pipe, which is held in memory: 30 min of 48 kHz stereo float32 are 0.7 GB
+BLOCK_VALUES = 2**20  # samples x channels decoded at a time, and about what resampling makes of them: 4 MB
 UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a FLAC stream of unknown length
 INTEGER_SCALES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (128, 2**7)}  # dtype: (zero, full scale)
 
@@ -58,12 +61,25 @@ def load_audio(audio: Any, *, sampling_rate: int = SAMPLING_RATE, max_duration: 
     empty; for samples that are NaN, infinite or over 2^31; for absurd rates; for over ``max_duration`` seconds. One
     loss leaves no trace and is not noticed: whole frames off the end of an MP3 or FLAC that declares no length.
     """
+    blocks = stream_audio(audio, sampling_rate=sampling_rate, max_duration=max_duration)
+    return np.concatenate([np.zeros(0, np.float32), *blocks])
+
+
+def stream_audio(
+    audio: Any, *, sampling_rate: int = SAMPLING_RATE, max_duration: float = math.inf
+) -> Generator[np.ndarray, None, None]:
+    """Load audio block by block: float32 samples [S], mono, at ``sampling_rate`` Hz, without holding all of them.
+
+    ``audio`` is what ``load_audio`` takes; the blocks, none of them empty, are together the very samples it gives. A
+    block has about a million samples, and no more than one is held here. Files and file objects that can seek are read
+    as blocks are asked for; a file is closed when none are left or the generator is closed, a file object is left open
+    and, after the last block, at its end. Of a pipe, all bytes are held in memory.
+
+    Raises ``AudioError`` as ``load_audio`` does, but once it is noticed: damage far into a file, after what is before.
+    """
     if not MIN_RATE <= sampling_rate <= MAX_RATE or not max_duration > 0:
         raise ValueError(f"sampling_rate={sampling_rate!r} Hz and max_duration={max_duration!r} s cannot be loaded to")
-    try:
-        return _load(audio, Target(sampling_rate, max_duration))
-    except AudioError as error:
-        raise AudioError(f"{describe_audio(audio)}: {error}") from error.__cause__
+    return _stream_named(audio, Target(sampling_rate, max_duration))
 
 
 def describe_audio(audio: Any) -> str:
@@ -94,26 +110,33 @@ class Target(NamedTuple):
     max_duration: float
 
 
-def _load(audio: Any, target: Target) -> np.ndarray:
+def _stream_named(audio: Any, target: Target) -> Generator[np.ndarray, None, None]:
+    try:
+        yield from _stream(audio, target)
+    except AudioError as error:
+        raise AudioError(f"{describe_audio(audio)}: {error}") from error.__cause__
+
+
+def _stream(audio: Any, target: Target) -> Iterator[np.ndarray]:
     if isinstance(audio, str | os.PathLike):
-        return _load_path(audio, target)
+        return _stream_path(audio, target)
     if isinstance(audio, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(audio), target)
     if isinstance(audio, Mapping):
-        return _load_mapping(audio, target)
+        return _stream_mapping(audio, target)
     if isinstance(audio, tuple):
-        return _load_pair(audio, target)
+        return _stream_pair(audio, target)
     if hasattr(audio, "get_all_samples"):
-        return _load_decoder(audio, target)
+        return _stream_decoder(audio, target)
     if hasattr(audio, "read"):
-        return _decode(_read_stream(audio), target)
-    return _load_array(audio, target.sampling_rate, target)
+        return _stream_file_object(audio, target)
+    return _stream_array(audio, target.sampling_rate, target)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _load_path(path: str | os.PathLike, target: Target) -> np.ndarray:
+def _stream_path(path: str | os.PathLike, target: Target) -> Iterator[np.ndarray]:
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below; here only the opening's errors are wanted
     except FileNotFoundError:
@@ -125,13 +148,20 @@ def _load_path(path: str | os.PathLike, target: Target) -> np.ndarray:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
             raise AudioError("is a device or socket; pass a file or a pipe")
-        return _decode(file if stat.S_ISREG(mode) else _read_stream(file), target)
+        yield from _decode(file if stat.S_ISREG(mode) else _read_pipe(file), target)
 
 
-def _read_stream(file: Any) -> io.BytesIO:
-    """What is left in a file object or pipe, in memory: decoding seeks, and not every file object can."""
+def _stream_file_object(file: Any, target: Target) -> Iterator[np.ndarray]:
+    rest = Rest.of(file)
+    yield from _decode(_read_pipe(file) if rest is None else cast(BinaryIO, rest), target)
+    if rest is not None:
+        rest.leave_at_end()
+
+
+def _read_pipe(file: Any) -> io.BytesIO:
+    """What is left in a pipe, in memory: decoding seeks."""
     content = io.BytesIO()
-    while data := _read_block(file):
+    while data := read_some(file, 2**20):
         content.write(data)
         if content.tell() > MAX_STREAM_BYTES:
             raise AudioError(f"gives more than {MAX_STREAM_BYTES} bytes; split it, or save it and pass the path")
@@ -140,24 +170,9 @@ def _read_stream(file: Any) -> io.BytesIO:
     return content
 
 
-def _read_block(file: Any) -> bytes | bytearray | memoryview:
+def _decode(file: BinaryIO, target: Target) -> Iterator[np.ndarray]:
     try:
-        data = file.read(2**20)
-    except (OSError, ValueError) as error:  # ValueError: a closed file
-        raise AudioError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise AudioError(f"gives {type(data).__name__}, not bytes: open it in binary mode, open(path, 'rb')")
-    return data
-
-
-def _decode(file: BinaryIO, target: Target) -> np.ndarray:
-    try:
-        view = open_container(file, max_duration=target.max_duration)
-        try:
-            return _decode_view(view, target)
-        finally:
-            if view.failure is not None:
-                raise view.failure
+        yield from _decode_view(open_container(file, max_duration=target.max_duration), target)
     except OSError as error:
         raise AudioError(f"cannot be read ({error.strerror or error})") from error
 
@@ -173,54 +188,61 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def _decode_view(view: View, target: Target) -> np.ndarray:
+def _decode_view(view: View, target: Target) -> Iterator[np.ndarray]:
     try:
         with _Stream(cast(BinaryIO, view)) as stream:
-            return _read_all(stream, target)
+            rate = _check_rate(stream.samplerate)
+            yield from _to_mono(_read_blocks(stream, view, target), rate, target)
     except soundfile.LibsndfileError as error:
+        if view.failure is not None:
+            raise view.failure from None
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
         raise AudioError(f"cannot be decoded ({reason}); {CONVERT}") from error
 
 
-def _read_all(stream: _Stream, target: Target) -> np.ndarray:
-    declared, mono = stream.frames, _Mono(_check_rate(stream.samplerate), target)
+def _read_blocks(stream: _Stream, view: View, target: Target) -> Iterator[np.ndarray]:
+    """A file's samples in blocks [S, C], to its end and no less than it declares."""
+    declared, num_samples = stream.frames, 0
     if declared < UNKNOWN_FRAMES:
-        mono.check_length(declared)
-    while len(block := stream.read(max(1, BLOCK_VALUES // stream.channels), dtype="float32", always_2d=True)):
-        mono.add(block)
-    if mono.num_samples < declared < UNKNOWN_FRAMES:
-        raise AudioError(f"declares {declared} samples, of which {mono.num_samples} can be decoded; {TRUNCATED}")
-    if mono.num_samples == 0:
+        _check_length(declared, stream.samplerate, target)
+    size = _block_length(stream.samplerate, stream.channels, target)
+    while len(block := stream.read(size, dtype="float32", always_2d=True)) and view.failure is None:
+        num_samples += len(block)
+        yield block
+    if view.failure is not None:
+        raise view.failure
+    if num_samples < declared < UNKNOWN_FRAMES:
+        raise AudioError(f"declares {declared} samples, of which {num_samples} can be decoded; {TRUNCATED}")
+    if num_samples == 0:
         raise AudioError("holds no audio (zero samples); record or copy it again")
-    return mono.finish()
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _load_mapping(audio: Mapping, target: Target) -> np.ndarray:
+def _stream_mapping(audio: Mapping, target: Target) -> Iterator[np.ndarray]:
     array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
     if array is not None:
         if audio.get("sampling_rate") is None:
             raise AudioError("has an array without its rate: add the key 'sampling_rate' in Hz")
-        return _load_array(array, audio["sampling_rate"], target)
+        return _stream_array(array, audio["sampling_rate"], target)
     if isinstance(audio.get("bytes"), bytes | bytearray | memoryview):
         return _decode(io.BytesIO(audio["bytes"]), target)
     if audio.get("bytes") is None and isinstance(audio.get("path"), str | os.PathLike):
-        return _load_path(audio["path"], target)
+        return _stream_path(audio["path"], target)
     raise AudioError(
         'holds neither "array" (or "raw") with "sampling_rate", nor "bytes", nor "path"; of a row, pass row["audio"]'
     )
 
 
-def _load_pair(audio: tuple, target: Target) -> np.ndarray:
+def _stream_pair(audio: tuple, target: Target) -> Iterator[np.ndarray]:
     if len(audio) != 2 or _is_scalar(audio[0]) == _is_scalar(audio[1]):
         raise AudioError("is a tuple but not (array, rate) or (rate, array); pass several audios as a list")
     rate, array = audio if _is_scalar(audio[0]) else audio[::-1]
-    return _load_array(array, rate, target)
+    return _stream_array(array, rate, target)
 
 
-def _load_decoder(decoder: Any, target: Target) -> np.ndarray:
+def _stream_decoder(decoder: Any, target: Target) -> Iterator[np.ndarray]:
     """A torchcodec ``AudioDecoder``, which ``datasets`` returns, by the methods it has: torch is not imported here."""
     duration = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
     if duration is not None and duration > target.max_duration:
@@ -229,17 +251,19 @@ def _load_decoder(decoder: Any, target: Target) -> np.ndarray:
         samples = decoder.get_all_samples()
     except (RuntimeError, ValueError, OSError) as error:
         raise AudioError(f"cannot be decoded ({error})") from error
-    return _load_array(samples.data, samples.sample_rate, target)
+    return _stream_array(samples.data, samples.sample_rate, target)
 
 
-def _load_array(array: Any, rate: Any, target: Target) -> np.ndarray:
-    mono = _Mono(_check_rate(rate), target)
-    mono.add(_channels_last(_to_float(array)))
-    return mono.finish()
+def _stream_array(array: Any, rate: Any, target: Target) -> Iterator[np.ndarray]:
+    rate = _check_rate(rate)
+    values = _channels_last(_to_array(array))
+    _check_length(len(values), rate, target)
+    size = _block_length(rate, values.shape[1], target)
+    return _to_mono((_to_float(values[at : at + size]) for at in range(0, len(values), size)), rate, target)
 
 
-def _to_float(array: Any) -> np.ndarray:
-    """The values as float32 of the same shape, integers scaled to [-1, 1)."""
+def _to_array(array: Any) -> np.ndarray:
+    """The values as they are, of a dtype whose full scale is known."""
     if not isinstance(array, list) and not hasattr(array, "__array__"):
         raise AudioError(f"is not audio but of type {type(array).__name__}; give a path, bytes, a file or an array")
     try:
@@ -248,15 +272,24 @@ def _to_float(array: Any) -> np.ndarray:
         raise AudioError(f"cannot be read as an array ({error})") from error
     if isinstance(array, list) and values.ndim != 1:
         raise AudioError("is a list of lists or arrays: pass one audio at a time, channels as an array [S, C]")
+    if values.dtype.name not in INTEGER_SCALES and values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        raise AudioError(
+            f"is {values.dtype}, whose full scale is not known: give floats in [-1, 1] or {', '.join(INTEGER_SCALES)}"
+        )
+    return values
+
+
+def _to_float(values: np.ndarray) -> np.ndarray:
+    """A float32 copy, integers scaled to [-1, 1); the channels of a sample side by side, as in a file.
+
+    numpy adds up more than eight channels in an order that depends on where they lie.
+    """
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is refused with its position
+        floats = values.astype(np.float32, order="C")
     if values.dtype.name in INTEGER_SCALES:
         zero, full_scale = INTEGER_SCALES[values.dtype.name]
-        return (values.astype(np.float32) - zero) / full_scale
-    if values.dtype.kind == "f" or values.dtype.name == "bfloat16":
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is refused with its position
-            return values.astype(np.float32, copy=False)  # the result is a copy in any case
-    raise AudioError(
-        f"is {values.dtype}, whose full scale is not known: give floats in [-1, 1] or {', '.join(INTEGER_SCALES)}"
-    )
+        return (floats - zero) / full_scale
+    return floats
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
@@ -283,35 +316,39 @@ def _check_rate(rate: Any) -> float:
     return float(number)
 
 
-class _Mono:
-    """Collect blocks [S, C] of one audio as mono at the target rate; refuse what cannot be used."""
+def _check_length(num_samples: int, rate: float, target: Target) -> None:
+    if num_samples > target.max_duration * rate:
+        raise AudioError(too_long(target.max_duration))
 
-    def __init__(self, rate: float, target: Target):
-        self.num_samples = 0  # so far, at ``rate``
-        self._rate, self._target = rate, target
-        self._chunks: list[np.ndarray] = []
-        self._resampler = None
-        if rate != target.sampling_rate:
-            self._resampler = soxr.ResampleStream(rate, target.sampling_rate, 1, dtype="float32", quality="HQ")
 
-    def check_length(self, num_samples: int) -> None:
-        if num_samples > self._target.max_duration * self._rate:
-            raise AudioError(too_long(self._target.max_duration))
+def _block_length(rate: float, num_channels: int, target: Target) -> int:
+    """Samples in a block, so that it has about BLOCK_VALUES values both before and after resampling."""
+    return max(1, int(BLOCK_VALUES / max(num_channels, target.sampling_rate / rate)))
 
-    def add(self, block: np.ndarray) -> None:
-        self.check_length(self.num_samples + len(block))
-        usable = np.abs(block) <= MAX_AMPLITUDE  # False for NaN too
-        if not usable.all():
-            row, channel = np.argwhere(~usable)[0]
-            seconds = (self.num_samples + row) / self._rate
-            raise AudioError(
-                f"has a sample of {block[row, channel]} at {seconds:.3f} s: export it again, within [-1, 1]"
-            )
-        self.num_samples += len(block)
+
+def _to_mono(blocks: Iterable[np.ndarray], rate: float, target: Target) -> Iterator[np.ndarray]:
+    """Blocks [S, C] of one audio as mono at the target rate; refuses what cannot be used."""
+    resampler, position = None, 0
+    if rate != target.sampling_rate:
+        resampler = soxr.ResampleStream(rate, target.sampling_rate, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        _check_length(position + len(block), rate, target)
+        _check_amplitude(block, position / rate, rate)
+        position += len(block)
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        self._chunks.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+        if resampler is not None:
+            mono = resampler.resample_chunk(mono)  # empty until the filter's first output
+        if len(mono):
+            yield mono
+    if resampler is not None and len(end := resampler.resample_chunk(np.zeros(0, np.float32), last=True)):
+        yield end
 
-    def finish(self) -> np.ndarray:
-        if self._resampler is not None:
-            self._chunks.append(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        return np.concatenate(self._chunks, dtype=np.float32)
+
+def _check_amplitude(block: np.ndarray, start: float, rate: float) -> None:
+    """Refuse samples [S, C] that are no audio; ``start`` is the block's place in the audio, in seconds."""
+    usable = np.abs(block) <= MAX_AMPLITUDE  # False for NaN too
+    if not usable.all():
+        row, channel = np.argwhere(~usable)[0]
+        raise AudioError(
+            f"has a sample of {block[row, channel]} at {start + row / rate:.3f} s: export it again, within [-1, 1]"
+        )

@@ -1,7 +1,11 @@
 """The part of a file that a decoder is given, and what all container checks share."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
+
+from mms_jax.errors import AudioError
 
 CONVERT = "convert it, for example with: ffmpeg -i IN OUT.flac"
 TRUNCATED = "the file is truncated: copy or record it again"
@@ -17,7 +21,7 @@ class View(io.RawIOBase):
         self._file, self._start, self._prefix = file, start, prefix
         self._size = len(prefix) + stop - start
         self._position = 0
-        self.failure: OSError | None = None
+        self.failure: OSError | AudioError | None = None
 
     def readable(self) -> bool:  # noqa: D102
         return True
@@ -40,11 +44,70 @@ class View(io.RawIOBase):
             if len(data) < wanted:
                 at = self._start + self._position + len(data) - len(self._prefix)
                 data += read_at(self._file, at, wanted - len(data))
-        except OSError as error:
+        except (OSError, AudioError) as error:
             self.failure = error
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+class Rest:
+    """What is left of a caller's file object, as a file that can seek and starts at 0; reads do not fall short."""
+
+    def __init__(self, file: Any, start: int, size: int):
+        self._file, self._start, self._size = file, start, size
+        self._position = 0
+
+    @classmethod
+    def of(cls, file: Any) -> "Rest | None":
+        """None where the file object cannot seek, or does not tell where it ends, as a pipe or a device."""
+        if not hasattr(file, "seekable") or not hasattr(file, "tell"):
+            return None
+        with _read_errors():
+            if not file.seekable():
+                return None
+            start = file.tell()
+            file.seek(0, io.SEEK_END)
+            size = file.tell() - start
+            file.seek(start)
+        return cls(file, start, size) if size > 0 else None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Only from the start or the end."""
+        self._position = offset + (self._size if whence == io.SEEK_END else 0)
+        return self._position
+
+    def read(self, count: int, /) -> bytes:
+        """Up to ``count`` bytes; fewer at the end. Raises ``AudioError`` where the file object raises or gives text."""
+        with _read_errors():
+            self._file.seek(self._start + self._position)
+        data = bytearray()
+        while len(data) < count and (some := read_some(self._file, count - len(data))):
+            data += some
+        self._position += len(data)
+        return bytes(data)
+
+    def leave_at_end(self) -> None:
+        """Leave the file object as one that was read to its end."""
+        with _read_errors():
+            self._file.seek(self._start + self._size)
+
+
+@contextmanager
+def _read_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a closed file
+        raise AudioError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_some(file: Any, count: int) -> bytes | bytearray | memoryview:
+    """Up to ``count`` bytes of a file object that may be anything; none at its end."""
+    with _read_errors():
+        data = file.read(count)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise AudioError(f"gives {type(data).__name__}, not bytes: open it in binary mode, open(path, 'rb')")
+    return data
 
 
 def read_at(file: BinaryIO, position: int, count: int) -> bytes:

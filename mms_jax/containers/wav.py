@@ -10,7 +10,7 @@ from mms_jax.errors import AudioError
 MAX_CHUNKS = 10_000  # real files have under 100; bounds the time that a crafted file can take
 MAX_HEADER_CHUNK = 1024  # bytes: the longest "fmt " chunk in use (ADPCM with its coefficient table) has 50
 UNKNOWN_SIZE = 0x7FFF_F000  # a 32-bit size from here up means "not known while streaming" (sox, ffmpeg, arecord)
-MAX_DATA = 2**32 - 4096  # bytes: what the 32-bit header handed to the decoder can say
+MAX_RIFF_DATA = 2**32 - 4096  # bytes: what a 32-bit header can say; above, the decoder is handed an RF64 header
 CODECS = {
     1: "PCM",
     2: "MS ADPCM",
@@ -77,8 +77,8 @@ def open_wav(file: BinaryIO, start: int, size: int) -> View:
     riff_end = start + 8 + struct.unpack(order + "I", riff_size)[0]
     num_bytes = _data_size(chunk, headers.get(b"ds64"), riff_end, size)
     _check_after_data(file, _end_of(file, chunk._replace(size=num_bytes)), size, order)
-    if num_bytes > MAX_DATA:
-        raise AudioError(f"holds {num_bytes} bytes of samples, over the {MAX_DATA} that are read; split it")
+    if num_bytes > MAX_RIFF_DATA and kind == b"RIFX":
+        raise AudioError(f"holds {num_bytes} bytes of big-endian samples, over the {MAX_RIFF_DATA} possible; split it")
     prefix = _wav_header(headers[b"fmt "], num_bytes, order)
     return View(file, start=chunk.start, stop=chunk.start + num_bytes, prefix=prefix)
 
@@ -91,7 +91,7 @@ def _data_size(data: Chunk, ds64: bytes | None, riff_end: int, size: int) -> int
         unknown = declared == 0 or declared >= 2**63
     else:
         never_filled_in = declared == 0 and riff_end <= data.start
-        unknown = never_filled_in or available < declared >= UNKNOWN_SIZE
+        unknown = never_filled_in or declared == 0xFFFF_FFFF or available < declared >= UNKNOWN_SIZE
     if unknown:
         return available
     if declared > available:
@@ -115,5 +115,10 @@ def _wav_header(fmt: bytes, num_bytes: int, order: str) -> bytes:
     def chunk(name: bytes, size: int) -> bytes:
         return name + struct.pack(order + "I", size)
 
-    body = b"WAVE" + chunk(b"fmt ", len(fmt)) + fmt + bytes(len(fmt) & 1) + chunk(b"data", num_bytes)
+    fmt = chunk(b"fmt ", len(fmt)) + fmt + bytes(len(fmt) & 1)
+    if num_bytes > MAX_RIFF_DATA:
+        size = 4 + 8 + 28 + len(fmt) + 8 + num_bytes
+        ds64 = chunk(b"ds64", 28) + struct.pack("<QQQI", size, num_bytes, 0, 0)
+        return chunk(b"RF64", 2**32 - 1) + b"WAVE" + ds64 + fmt + chunk(b"data", 2**32 - 1)
+    body = b"WAVE" + fmt + chunk(b"data", num_bytes)
     return chunk(b"RIFX" if order == ">" else b"RIFF", len(body) + num_bytes) + body
