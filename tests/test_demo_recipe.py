@@ -1,12 +1,20 @@
-"""The demo checkpoint's data: what is held out stays held out, and batches are what the training needs."""
+"""The demo checkpoints' data: what is held out stays held out, and batches are what the training needs."""
 
+import argparse
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import mms_jax
 from experiments.demo import sentences
 from experiments.demo.batches import (
+    MARGIN,
     MAX_LABELS,
     Bucket,
     batches,
@@ -17,9 +25,16 @@ from experiments.demo.batches import (
     prefetch,
     vocabulary,
 )
-from experiments.demo.evaluate import greedy_text, padded_batches, words_right
+from experiments.demo.bundle import write_lid
+from experiments.demo.evaluate import end_to_end, greedy_text, lid_score, middles, padded_batches, words_right
+from experiments.demo.lid_batches import BUCKETS, LidBatch, cut, fitting, lid_batches, whole_clips
+from experiments.demo.loop import fit, learning_rate, make_optimizer
 from experiments.demo.sentences import LANGUAGES, build_lexicon, one_spelling_per_sound, split_of, usable_words
 from experiments.demo.synthesize import SAMPLE_RATE, Corpus, draw_corpus, read_corpus, write_corpus
+from experiments.demo.train_lid import FROZEN, LABELS, init_params, lid_config, train_step
+from mms_jax.checkpoint import param_shapes
+from mms_jax.models.trees import flatten
+from mms_jax.pipelines.lid import Candidate, Identification
 
 NUM_WORDS = 2000
 FLOAT32_ROUNDING = 1e-4  # of a mean over 50,000 float32 samples of unit variance
@@ -222,3 +237,146 @@ def test_decoding_merges_repeats_and_keeps_doubled_letters():
     h, e, ll, o, blank, space = vocab["h"], vocab["e"], vocab["l"], vocab["o"], 0, vocab["|"]
     ids = [space, blank, h, h, e, blank, ll, ll, blank, ll, o, space, space, blank, space, o, blank]
     assert greedy_text(ids, tokens=list(vocab)) == "hello o"
+
+
+def _tones(frequency: float) -> Corpus:
+    """Clips of one tone, half a second each, far above the noise of the batches."""
+    clip = (8000 * np.sin(2 * np.pi * frequency / SAMPLE_RATE * np.arange(SAMPLE_RATE // 2))).astype(np.int16)
+    return Corpus(np.tile(clip, 20), np.arange(21) * len(clip), ("x",) * 20)
+
+
+def _lid_batches(corpora, count: int, seed: int = 0):
+    return list(itertools.islice(lid_batches(corpora, seed=seed), count))
+
+
+def test_language_identification_hears_each_row_in_the_language_of_its_label():
+    pitches = (500, 3000)
+    for batch in _lid_batches({"eng": _tones(pitches[0]), "deu": _tones(pitches[1])}, 4):
+        for audio, mask, label in zip(*batch, strict=True):
+            spectrum = np.abs(np.fft.rfft(audio[mask]))
+            loudest = spectrum.argmax() * SAMPLE_RATE / mask.sum()
+            assert loudest == pytest.approx(pitches[label], rel=0.02)  # cuts and joints widen the peak
+
+
+def test_rows_of_language_identification_are_normalised_over_what_the_mask_leaves(corpus):
+    batches = _lid_batches({"eng": corpus, "deu": corpus}, 8)
+    assert {batch.input_values.shape for batch in batches} <= {(b.rows, b.num_samples) for b in BUCKETS}
+    assert len({batch.input_values.shape for batch in batches}) > 1
+    for batch in batches:
+        for audio, mask in zip(batch.input_values, batch.mask, strict=True):
+            assert mask[: mask.sum()].all()
+            assert not audio[~mask].any()
+            assert audio[mask].mean() == pytest.approx(0, abs=FLOAT32_ROUNDING)
+            assert audio[mask].std() == pytest.approx(1, abs=FLOAT32_ROUNDING)
+
+
+def test_the_same_seed_gives_the_same_batches_of_language_identification(corpus):
+    first, again, other = (_lid_batches({"eng": corpus, "deu": corpus}, 2, seed=seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.input_values, again.input_values)
+    assert first.labels.tolist() != other.labels.tolist()
+
+
+def test_whole_clips_are_whole_and_cuts_last_at_least_half_a_bucket():
+    tones, bucket, rng = _tones(500), Bucket(1.8, 1), np.random.default_rng(0)
+    for _ in range(20):
+        whole = whole_clips(tones, members=np.arange(20), bucket=bucket, rng=rng)
+        assert 0 <= len(whole) - 3 * SAMPLE_RATE // 2 < MARGIN  # three clips fit
+        assert bucket.num_samples // 2 <= len(cut(tones, bucket=bucket, rng=rng)) <= bucket.num_samples
+
+
+def test_a_corpus_without_a_clip_for_a_bucket_is_an_error():
+    with pytest.raises(ValueError, match=r"no clip fits 0\.5 s"):
+        fitting(_tones(500), bucket=Bucket(0.5, 1))
+
+
+@pytest.fixture
+def recogniser():
+    """Parameters of a recogniser of two layers and four adapters, every element drawn."""
+    rng = np.random.default_rng(0)
+    shapes = param_shapes(lid_config(2).replace(adapter_attn_dim=4))
+    return {path: jnp.asarray(rng.uniform(0.1, 0.2, shape), jnp.float32) for path, shape in shapes.items()}
+
+
+def test_language_identification_starts_from_the_recognisers_first_layers(recogniser):
+    frozen, trained = init_params(lid_config(1), recogniser=recogniser, seed=0)
+    assert all(path.startswith(FROZEN) for path in frozen)
+    assert not any("adapter" in path or "layers_1" in path or path.startswith("lm_head") for path in trained)
+    for path, value in (frozen | trained).items():
+        if not path.startswith(("projector/", "classifier/")):
+            np.testing.assert_array_equal(value, recogniser[path])
+
+
+def test_a_step_changes_everything_but_the_convolutions(recogniser):
+    config = lid_config(1)
+    trees = init_params(config, recogniser=recogniser, seed=0)
+    before = jax.tree.map(np.array, trees)  # copies: the step takes the arrays themselves
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((2, 800), dtype=np.float32)
+    batch = LidBatch(audio, np.ones(audio.shape, bool), np.array([0, 1], np.int32))
+    (frozen, trained), _, loss, _ = train_step(trees, make_optimizer().init(trees[1]), batch, 1e-3, config=config)
+    assert np.isfinite(loss)
+    assert all((frozen[path] == value).all() for path, value in before[0].items())
+    # A key's bias shifts all scores of a query alike, so it has no gradient.
+    kept = [path for path, value in before[1].items() if (trained[path] == value).all()]
+    assert all(path.endswith("attention/k/bias") for path in kept)
+
+
+def test_the_bundled_language_identification_is_what_was_trained(tmp_path, recogniser):
+    frozen, trained = init_params(lid_config(1), recogniser=recogniser, seed=0)
+    write_lid({path: np.asarray(value) for path, value in (frozen | trained).items()}, tmp_path / "lid")
+    loaded = mms_jax.load_lid(tmp_path / "lid")
+    assert tuple(loaded.languages) == LABELS
+    assert loaded.config.num_hidden_layers == 1
+    params = flatten(loaded.params)
+    assert params.keys() == (frozen | trained).keys()
+    assert all((np.asarray(params[path]) == np.asarray(value)).all() for path, value in (frozen | trained).items())
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_nothing():
+    rates = [
+        learning_rate(p, step=step, peak=1.0) for p, step in ((0, 0), (0.1, 99), (0.3, 500), (0.7, 999), (1, 2000))
+    ]
+    assert rates == pytest.approx([0.005, 0.5, 1.0, 0.5, 0.0])
+
+
+def test_training_keeps_the_best_parameters_and_the_last(tmp_path):
+    scores = iter([3.0, 1.0, 2.0])
+    options = argparse.Namespace(steps=2, minutes=float("inf"), evaluate_every=-1, learning_rate=1.0, output=tmp_path)
+    batch = SimpleNamespace(input_values=np.zeros(SAMPLE_RATE))
+
+    def count(trees, state, batch, rate):
+        return (trees[0], {"x": trees[1]["x"] + 1}), state, jnp.zeros(()), jnp.zeros(())
+
+    seen = []
+    fit(
+        ({}, {"x": jnp.zeros(1)}),
+        state=None,
+        stream=itertools.repeat(batch),
+        train_step=count,
+        evaluate=lambda trees, final: seen.append((trees[1]["x"].item(), final)) or next(scores),
+        options=options,
+    )
+    assert seen == [(1, False), (2, False), (3, True)]
+    assert load_file(tmp_path / "best.safetensors")["x"] == 2
+    assert load_file(tmp_path / "last.safetensors")["x"] == 3
+
+
+def test_language_identification_is_asked_about_middles_and_about_clips_end_to_end():
+    clips = [np.arange(SAMPLE_RATE, dtype=np.float32), np.arange(2 * SAMPLE_RATE, dtype=np.float32)]
+    (middle,) = middles(clips, seconds=1.5)
+    np.testing.assert_array_equal(middle, clips[1][SAMPLE_RATE // 4 : -SAMPLE_RATE // 4])
+    joined = end_to_end(clips, seconds=1.25)
+    assert [len(part) for part in joined] == [SAMPLE_RATE * 5 // 4] * 2
+    np.testing.assert_array_equal(np.concatenate(joined), np.concatenate(clips)[: SAMPLE_RATE * 5 // 2])
+
+
+def test_scores_of_language_identification_are_those_of_the_right_language():
+    answers = [("eng", 0.75), ("deu", 0.5), ("eng", 1.0)]
+    results = [
+        Identification(1.0, (Candidate(a, p), Candidate("eng" if a == "deu" else "deu", 1 - p))) for a, p in answers
+    ]
+    lid: Any = SimpleNamespace(languages=["eng", "deu"], identify=lambda clips, **_: results)
+    score = lid_score(lid, [np.zeros(1)] * 3, code="eng")
+    assert (score.recordings, score.accuracy) == (3, pytest.approx(2 / 3))
+    assert score.probability == pytest.approx(0.75)
+    assert score.loss == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 3)

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ MARGIN = SAMPLE_RATE // 10  # samples of noise at least, around the speech of a 
 LOOK_AHEAD = 8  # clips considered for a row
 FRAMES_PER_SECOND = 49  # rounded down
 MAX_LABELS = 72
+
+T = TypeVar("T")
 
 
 class Bucket(NamedTuple):
@@ -60,7 +62,13 @@ def normalize(audio: np.ndarray) -> np.ndarray:
     return (audio - mean) / np.sqrt(audio.var(-1, keepdims=True) + VARIANCE_EPS)
 
 
-def place_in_noise(clips: Sequence[np.ndarray], *, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+def place_in_noise(
+    clips: Sequence[np.ndarray],
+    *,
+    num_samples: int,
+    rng: np.random.Generator,
+    snr_db: tuple[float, float] = SNR_DB,
+) -> np.ndarray:
     """Clips one after another, at random distances, in `num_samples` of white noise, normalised: float32 [num_samples].
 
     Noise, not zeros: at initialisation zeros have no variance for the encoder's seven layer norms to divide by, and the
@@ -69,7 +77,7 @@ def place_in_noise(clips: Sequence[np.ndarray], *, num_samples: int, rng: np.ran
     spare = num_samples - sum(map(len, clips))
     gaps = rng.multinomial(spare, rng.dirichlet(np.ones(len(clips) + 1)))
     level = max(float(np.sqrt(np.mean(np.square(clip.astype(np.float32))))) for clip in clips)
-    audio = rng.standard_normal(num_samples, dtype=np.float32) * level * 10 ** (-rng.uniform(*SNR_DB) / 20)
+    audio = rng.standard_normal(num_samples, dtype=np.float32) * level * 10 ** (-rng.uniform(*snr_db) / 20)
     end = 0
     for gap, clip in zip(gaps, clips, strict=False):  # the last gap comes after the last clip
         start, end = end + gap, end + gap + len(clip)
@@ -142,9 +150,9 @@ def batches(
             yield Batch(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
-def prefetch(iterator: Iterator[Batch], *, size: int = 4) -> Iterator[Batch]:
+def prefetch(iterator: Iterator[T], *, size: int = 4) -> Iterator[T]:
     """The same batches, made by a background thread; its error is raised here."""
-    done: queue.Queue[Batch | Exception] = queue.Queue(maxsize=size)
+    done: queue.Queue[T | Exception] = queue.Queue(maxsize=size)
 
     def work() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Write the bundled demo from trained parameters: the model in MMS's layout, and clips of words no training saw.
+"""Write the bundled demo from trained parameters: both models in MMS's layout, and clips of words no training saw.
 
 .venv/bin/python -m experiments.demo.bundle
 """
@@ -17,7 +17,15 @@ from experiments.demo.batches import SPECIAL_TOKENS, vocabulary
 from experiments.demo.sentences import LANGUAGES, load_lexicon
 from experiments.demo.synthesize import SAMPLE_RATE, SPLIT_SEEDS, WORK, Utterance, draw_utterance, synthesize
 from experiments.demo.train_demo import CONFIG
-from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc, save_processor
+from experiments.demo.train_lid import LABELS, lid_config
+from mms_jax.checkpoint import (
+    adapter_filename,
+    save_adapter,
+    save_classifier,
+    save_ctc,
+    save_feature_extractor,
+    save_processor,
+)
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.features import FeatureExtractor
 from mms_jax.models.trees import is_adapter_path, unflatten
@@ -44,6 +52,14 @@ A small wav2vec2 in the layout of MMS (shared encoder, one adapter and head per 
 `experiments/demo` on speech that espeak-ng synthesised from Debian's word lists. It understands that synthesiser and
 nothing else: it shows the machinery, it is not a recogniser.
 """
+LID_CARD = """---
+license: apache-2.0
+language: [en, fr, de, es]
+---
+A small language identification model in the layout of MMS (wav2vec2 with a classifier) for English, French, German and
+Spanish: the first layers of the demo recogniser, trained on by `experiments/demo` on the same speech, synthesised by
+espeak-ng. It tells that synthesiser's languages apart and nothing else: it shows the machinery, it is not a product.
+"""
 
 
 def language_params(trained: dict[str, np.ndarray], *, code: str) -> tuple[Wav2Vec2Config, dict]:
@@ -66,6 +82,14 @@ def write_model(trained: dict[str, np.ndarray], directory: Path) -> None:
     tokenizer = CTCTokenizer({code: vocabulary(code) for code in LANGUAGES}, TOKENIZER)
     save_processor(directory, FeatureExtractor(), tokenizer)
     (directory / "README.md").write_text(MODEL_CARD, encoding="utf-8")
+
+
+def write_lid(trained: dict[str, np.ndarray], directory: Path) -> None:
+    """Write the classifier of languages as a checkpoint that this library and transformers load."""
+    config = lid_config(sum(path.endswith("/attention/q/kernel") for path in trained))
+    save_classifier(directory, config=config, labels=LABELS, params=unflatten(trained))
+    save_feature_extractor(directory, FeatureExtractor())
+    (directory / "README.md").write_text(LID_CARD, encoding="utf-8")
 
 
 def draw_clips(code: str) -> list[tuple[Utterance, np.ndarray]]:
@@ -95,13 +119,19 @@ def write_clips(directory: Path) -> None:
 
 
 def main() -> None:
-    """Write both."""
+    """Write all of it, or the part asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, default=WORK / "run" / "best.safetensors")
+    parser.add_argument("--trained", type=Path, default=WORK / "run" / "best.safetensors", help="by train_demo")
+    parser.add_argument("--lid", type=Path, default=WORK / "lid" / "best.safetensors", help="by train_lid")
+    parser.add_argument("--only", choices=["asr", "lid", "clips"])
     parser.add_argument("--output", type=Path, default=DEMO)
     options = parser.parse_args()
-    write_model(load_file(options.trained), options.output / "asr")
-    write_clips(options.output)
+    if options.only in (None, "asr"):
+        write_model(load_file(options.trained), options.output / "asr")
+    if options.only in (None, "lid"):
+        write_lid(load_file(options.lid), options.output / "lid")
+    if options.only in (None, "clips"):
+        write_clips(options.output)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,12 +48,13 @@ import jiwer
 import numpy as np
 import optax
 from jax.typing import DTypeLike
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from experiments.demo.batches import BLANK, Batch, Bucket, batches, prefetch, vocabulary
 from experiments.demo.evaluate import transcribe
+from experiments.demo.loop import Params, Trees, add_options, apply_gradients, cache_compilations, fit, make_optimizer
 from experiments.demo.sentences import LANGUAGES
-from experiments.demo.synthesize import HELD_OUT_CLIPS, SAMPLE_RATE, TRAIN_CLIPS, WORK, load_corpus
+from experiments.demo.synthesize import HELD_OUT_CLIPS, TRAIN_CLIPS, WORK, load_corpus
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models import CTCOutput, Wav2Vec2ForCTC
 from mms_jax.models.trees import flatten, is_adapter_path, unflatten
@@ -62,7 +62,6 @@ from mms_jax.models.trees import flatten, is_adapter_path, unflatten
 # English and French spell less regularly, so they get more of every batch.
 SLOTS = ("eng", "eng", "eng", "fra", "fra", "deu", "spa")
 WARMUP, MAIN = Bucket(1.6, 4), Bucket(3.2, 2)  # 45 s of audio a step
-LOG_EVERY = 50  # steps
 QUICK_CLIPS = 60  # per language, in the evaluations on the way
 WARMUP_STEPS = 400  # steps on the shortest bucket only
 VOCAB_SIZE = max(len(vocabulary(code)) for code in LANGUAGES)
@@ -88,10 +87,8 @@ CONFIG = Wav2Vec2Config(
     layerdrop=0.0,
 )
 
-Params = dict[str, jax.Array]  # flat, by path
 
-
-def init_params(seed: int) -> tuple[Params, Params]:
+def init_params(seed: int) -> Trees:
     """Shared parameters, and those of the languages stacked on a leading axis in LANGUAGES' order."""
     audio = jnp.zeros((1, CONFIG.min_samples))
     params = flatten(Wav2Vec2ForCTC(CONFIG).init(jax.random.key(seed), audio)["params"])
@@ -113,7 +110,7 @@ def column_mask() -> np.ndarray:
     return np.arange(VOCAB_SIZE) < np.array([len(vocabulary(code)) for code in LANGUAGES])[:, None]
 
 
-def loss_per_label(params: tuple[Params, Params], batch: Batch, *, dtype: DTypeLike) -> jax.Array:
+def loss_per_label(params: Trees, batch: Batch, *, dtype: DTypeLike) -> jax.Array:
     """CTC loss of a batch over the number of its labels."""
     base, language = params
     slots = np.array([list(LANGUAGES).index(code) for code in SLOTS])
@@ -126,19 +123,12 @@ def loss_per_label(params: tuple[Params, Params], batch: Batch, *, dtype: DTypeL
     return losses.sum() / (1 - paddings).sum()
 
 
-def make_optimizer() -> optax.GradientTransformationExtraArgs:
-    """AdamW under a norm clip; the learning rate is set from outside before each step."""
-    adamw = functools.partial(optax.adamw, b1=0.9, b2=0.98, weight_decay=0.01)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(adamw)(learning_rate=0.0))
-
-
 @functools.partial(jax.jit, static_argnames="dtype", donate_argnums=(0, 1))
-def train_step(params, state, batch: Batch, learning_rate, *, dtype):
+def train_step(params, state, batch: Batch, rate, *, dtype):
     """One update; returns (params, optimiser state, loss per label, gradient norm before the clip)."""
     loss, grads = jax.value_and_grad(functools.partial(loss_per_label, dtype=dtype))(params, batch)
-    state[1].hyperparams["learning_rate"] = learning_rate
-    updates, state = make_optimizer().update(grads, state, params)
-    return optax.apply_updates(params, updates), state, loss, optax.global_norm(grads)
+    params, state = apply_gradients(params, state, grads, rate=rate)
+    return params, state, loss, optax.tree.norm(grads)
 
 
 @jax.jit
@@ -148,13 +138,7 @@ def best_ids(base: Params, language: Params, columns, audio, mask):
     return jnp.where(columns, out.logits, -jnp.inf).argmax(-1), out.frame_mask
 
 
-def learning_rate(progress: float, *, step: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, flat until 40 % of the run, then a half cosine to zero."""
-    decay = 0.5 * (1 + np.cos(np.pi * np.clip((progress - 0.4) / 0.6, 0, 1)))
-    return peak * min(1.0, (step + 1) / 200) * float(decay)
-
-
-def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dict[str, float]:
+def error_rates(params: Trees, *, split: str, count: int) -> dict[str, float]:
     """CER of each language on `count` held-out sentences."""
     base, language = params
     rates = {}
@@ -168,15 +152,7 @@ def error_rates(params: tuple[Params, Params], *, split: str, count: int) -> dic
     return rates
 
 
-def save(params: tuple[Params, Params], path: Path) -> None:
-    """Write both trees as one safetensors file; names are paths, language leaves keep their leading axis."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: np.asarray(value) for tree in params for name, value in tree.items()}, partial)
-    partial.replace(path)
-
-
-def restore(file: Path) -> tuple[Params, Params]:
+def restore(file: Path) -> Trees:
     """Both trees as `save` wrote them."""
     flat = {path: jnp.asarray(value) for path, value in load_file(file).items()}
     base = {path: value for path, value in flat.items() if not is_adapter_path(path)}
@@ -186,18 +162,13 @@ def restore(file: Path) -> tuple[Params, Params]:
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="end the schedule at this time, if earlier")
+    add_options(parser, peak=2e-3, output=WORK / "run")
     parser.add_argument(
         "--dtype", default="float32", choices=["bfloat16", "float32"], help="of matrix-product operands"
     )
-    parser.add_argument("--evaluate-every", type=float, default=7.0, help="minutes")
     parser.add_argument(
         "--init", type=Path, help="go on from saved parameters, with a fresh optimiser and other batches"
     )
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its peak")
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the batches")
-    parser.add_argument("--output", type=Path, default=WORK / "run")
     return parser.parse_args()
 
 
@@ -207,60 +178,30 @@ def load_batches(*, warmup_steps: int, seed: int) -> Iterator[Batch]:
     return prefetch(batches(corpora, slots=SLOTS, warmup=WARMUP, main=MAIN, warmup_steps=warmup_steps, seed=seed))
 
 
-class Log:
-    """Prints mean loss and speed every LOG_EVERY steps."""
-
-    def __init__(self):
-        self.began = self.since = time.monotonic()
-        self.losses: list[float] = []
-
-    @property
-    def minutes(self) -> float:
-        """Since the start."""
-        return (time.monotonic() - self.began) / 60
-
-    def add(self, step: int, *, loss: float, norm: float, rate: float, seconds: float) -> None:
-        """Count one step of `seconds` of audio."""
-        self.losses.append(loss)
-        if step % LOG_EVERY == 0:
-            now = time.monotonic()
-            speed = seconds * len(self.losses) / (now - self.since)
-            print(
-                f"step {step} loss {np.mean(self.losses):.3f} norm {norm:.2f} lr {rate:.1e} audio-s/s {speed:.0f} "
-                f"minute {self.minutes:.1f}",
-                flush=True,
-            )
-            self.losses, self.since = [], now
-
-
 def train(options: argparse.Namespace) -> None:
-    """Train, evaluating and saving `last.safetensors` and `best.safetensors` every few minutes."""
+    """Train as `fit` says, by the mean error rate."""
     params = restore(options.init) if options.init else init_params(seed=options.seed)
-    stream = load_batches(warmup_steps=0 if options.init else WARMUP_STEPS, seed=options.seed)
-    state = make_optimizer().init(params)
     print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters with all languages", flush=True)
-    log, best, step, progress, evaluations = Log(), float("inf"), 0, 0.0, 0
-    while progress < 1.0:
-        progress = max(step / options.steps, log.minutes / options.minutes)
-        batch, rate = next(stream), learning_rate(progress, step=step, peak=options.learning_rate)
-        params, state, loss, norm = train_step(params, state, batch, rate, dtype=jnp.dtype(options.dtype))
-        step += 1
-        log.add(step, loss=float(loss), norm=float(norm), rate=rate, seconds=batch.input_values.size / SAMPLE_RATE)
-        if log.minutes > options.evaluate_every * (evaluations + 1) or progress >= 1.0:
-            evaluations += 1
-            rates = error_rates(params, split="dev", count=QUICK_CLIPS if progress < 1.0 else HELD_OUT_CLIPS)
-            mean = float(np.mean(list(rates.values())))
-            print(f"step {step} dev CER {rates} mean {mean:.4f}", flush=True)
-            save(params, options.output / "last.safetensors")
-            if mean < best:
-                best = mean
-                save(params, options.output / "best.safetensors")
+
+    def evaluate(params: Trees, final: bool) -> float:
+        rates = error_rates(params, split="dev", count=HELD_OUT_CLIPS if final else QUICK_CLIPS)
+        print("dev CER", rates)
+        return float(np.mean(list(rates.values())))
+
+    fit(
+        params,
+        state=make_optimizer().init(params),
+        stream=load_batches(warmup_steps=0 if options.init else WARMUP_STEPS, seed=options.seed),
+        train_step=functools.partial(train_step, dtype=jnp.dtype(options.dtype)),
+        evaluate=evaluate,
+        options=options,
+    )
 
 
 def main() -> None:
     """Train as the command line says."""
     options = parse_arguments()
-    jax.config.update("jax_compilation_cache_dir", str((WORK / "xla").resolve()))
+    cache_compilations()
     train(options)
 
 

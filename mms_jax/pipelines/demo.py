@@ -14,6 +14,7 @@ from mms_jax.languages import language_name
 from mms_jax.pipelines.asr import load_asr
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "asr"
+DEMO_LID = DEMO_MODEL.parent / "lid"
 
 
 class Clip(NamedTuple):
