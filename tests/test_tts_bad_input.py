@@ -112,6 +112,11 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"seed": [1, 2]}, r"1 text\(s\), but 2 seeds"),
     ({"seed": []}, r"1 text\(s\), but 0 seeds"),
     ({"seed": [1.5]}, r"seed is 1\.5; it must be an integer"),
+    *(
+        ({"seed": value}, "seed is .*; it must be an integer")
+        for value in (np.array(-1), np.array(1.0), np.array(True))
+    ),
+    ({"seed": np.array([[1, 2]])}, r"seed is array\(\[1, 2\]\); it must be an integer"),
     ({"speaker": 1}, "speaker is 1; this checkpoint has 1: 0 … 0"),
     ({"speaker": True}, "speaker is True; this checkpoint has 1"),
     *(
@@ -120,6 +125,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"batch_size": "8"}, "batch_size is '8'; it must be an integer"),
     *(({"max_duration": value}, NUMBER.format(value, "0 … 600")) for value in (-1, NAN, INF, 601, None)),
+    ({"names": ["a", "b"]}, r"1 text\(s\), but 2 names"),
 ]
 
 
@@ -138,6 +144,22 @@ def test_settings_are_refused_before_anything_is_computed(setting, reason, monke
         monkeypatch.setitem(vars(tts), name, None)
     with pytest.raises(SettingError, match=reason):
         tts.synthesize([SHORT], **setting)
+
+
+FOR_ALL = [(setting, reason) for setting, reason in SETTINGS if np.ndim(setting.get("seed", 0)) == 0]
+
+
+@pytest.mark.parametrize(("setting", "reason"), FOR_ALL, ids=[str(setting) for setting, _ in FOR_ALL])
+def test_settings_are_refused_even_if_there_is_nothing_to_say(setting, reason):
+    with pytest.raises(SettingError, match=reason.replace("1 text", "0 text")):
+        english([], **setting)
+
+
+def test_seeds_of_no_texts_are_none():
+    assert english([], seed=[]) == []
+    for setting in ({"seed": [1]}, {"seed": [], "speaker": 1}):
+        with pytest.raises(SettingError, match=r"0 text\(s\), but 1 seeds|speaker is 1"):
+            english([], **setting)
 
 
 def test_the_ends_of_the_ranges_are_allowed():
@@ -196,7 +218,7 @@ def test_output_that_is_not_finite_is_an_error_and_no_noise(case):
         tts.synthesize(SHORT)
     speeches = tts.synthesize([SHORT, ""])
     assert [type(speech.error) for speech in speeches] == [NumericsError, TextError]
-    assert re.match(rf"(item 0: |'{SHORT}': ).*{reason}", str(speeches[0].error))
+    assert re.match(rf"item 0: .*{reason}", str(speeches[0].error))
 
 
 def test_half_precision_is_named_where_it_may_be_the_reason():
@@ -218,9 +240,16 @@ def test_a_voice_is_told_from_a_recognition_checkpoint():
         mms_jax.load_asr(directory("english"))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float64", "fp32", np.int32, None])
+@pytest.mark.parametrize("dtype", ["int8", "float64", "fp32", np.int32, np.dtype("float64"), np.floating])
 def test_an_unsupported_dtype_is_named_before_anything_is_read(dtype):
     with pytest.raises(ConfigError, match=r"dtype '.*' is not supported; one of float32, bfloat16, float16"):
+        mms_jax.load_tts("no/such/place", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [3, None, 1.5, True, b"float32", [], {"names": 1}, np.zeros(2)])
+def test_what_is_no_dtype_is_refused_before_anything_is_read(dtype):
+    reason = f"dtype is {dtype!r}; it must be one of float32, bfloat16, float16"
+    with pytest.raises(SettingError, match=rf"^{re.escape(reason)}$"):
         mms_jax.load_tts("no/such/place", dtype=dtype)
 
 

@@ -220,6 +220,16 @@ def test_a_bad_line_fails_the_run_and_no_other_line(capfd, monkeypatch, tmp_path
     assert not (tmp_path / "a-0002.wav").exists()
 
 
+def test_errors_name_the_line_of_the_whole_file_and_its_output(capfd, tmp_path):
+    lines = ["i"] * (2 * cli._LINES_AT_A_TIME) + ["", "日本", "i", "日本"]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert synthesize("--text-file", tmp_path / "text.txt", "--lines", "--output", tmp_path / "a.wav") == 1
+    places = [line.split(": nothing to say")[0] for line in capfd.readouterr().err.splitlines()]
+    first = 2 * cli._LINES_AT_A_TIME + 1  # the blank line, of which no file is made
+    failed = [(first + 1, first), (first + 3, first + 2)]
+    assert places == [f"mms-jax: error: {tmp_path / f'a-{file:04d}.wav'}: line {line}" for line, file in failed]
+
+
 @pytest.mark.parametrize("wanted", ["output", "text"])
 def test_a_path_that_is_not_there_is_one_line_and_exit_code_1(capfd, monkeypatch, tmp_path, wanted):
     path = tmp_path / "absent" / "a.wav"

@@ -115,6 +115,20 @@ def test_a_list_of_failures_is_a_list():
     assert synthesizer("english").synthesize([]) == []
 
 
+@pytest.mark.parametrize("kind", [tuple, iter, lambda texts: (text for text in texts), lambda texts: map(str, texts)])
+def test_several_texts_may_come_from_anything_that_gives_them_in_order(kind):
+    tts = synthesizer("english")
+    good, bad = tts.synthesize(kind([SHORT, "日"]), seed=[3, 4])
+    assert difference(good.waveform, tts.synthesize(SHORT, seed=3).waveform) <= SAME
+    assert str(bad.error).startswith("item 1: ")
+    assert tts.synthesize(kind([])) == []
+
+
+def test_errors_call_the_texts_of_a_list_by_their_names():
+    speeches = synthesizer("english").synthesize(["i", "日", "日"], names=["a", "b", "page 3"])
+    assert [str(speech.error).split(": nothing to say")[0] for speech in speeches] == ["None", "b", "page 3"]
+
+
 # Noise
 
 
@@ -126,8 +140,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_voice():
     np.testing.assert_array_equal(tts.synthesize(SHORT).waveform, tts.synthesize(SHORT, seed=0).waveform)
 
 
-ONE_SEED: list[Any] = [3, np.int64(3)]
-MANY_SEEDS: list[Any] = [[3, 4], (3, 4), range(3, 5), np.array([3, 4])]
+ONE_SEED: list[Any] = [3, np.int64(3), np.array(3), jnp.array(3)]
+MANY_SEEDS: list[Any] = [[3, 4], (3, 4), range(3, 5), np.array([3, 4]), jnp.array([3, 4]), [np.array(3), jnp.array(4)]]
 
 
 def test_one_seed_is_for_all_texts_or_there_is_one_for_each():
@@ -173,6 +187,15 @@ def test_speakers_differ_and_one_must_be_chosen():
 def test_speakers_that_there_are_not_are_refused_with_the_range(speaker):
     with pytest.raises(SettingError, match=r"speaker is .*; this checkpoint has 3: 0 … 2"):
         synthesizer("speakers").synthesize(FOX, speaker=speaker)
+
+
+def test_numbers_may_be_scalars_and_arrays_of_none_but_one():
+    tts = synthesizer("speakers")
+    settings = {"speaker": 2, "speaking_rate": 1.5, "noise_scale": 0.5, "noise_scale_duration": 0.25}
+    expected = tts.synthesize(FOX, **settings).waveform
+    for kind in (np.asarray, jnp.asarray, lambda value: np.asarray(value)[()]):
+        given: dict[str, Any] = {name: kind(value) for name, value in settings.items()}
+        np.testing.assert_array_equal(tts.synthesize(FOX, **given).waveform, expected)
 
 
 def test_the_only_speaker_need_not_be_told():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from mms_jax.config import VitsConfig
@@ -47,26 +48,47 @@ def checked_settings(
     )
 
 
+def settings_of_each(config: VitsConfig, num_texts: int, *, seed: Any, **others: Any) -> list[Settings]:
+    """Those of every text: ``seed`` is one for all or a list of one for each, the others are ``checked_settings``'.
+
+    All are checked, even for no texts; raises SettingError also for another number of seeds than of texts.
+    """
+    if not isinstance(seed, (list, tuple, range, np.ndarray, jax.Array)) or getattr(seed, "ndim", 1) == 0:
+        return [checked_settings(config, seed=seed, **others)] * num_texts
+    common = checked_settings(config, seed=0, **others)
+    if len(seed) != num_texts:
+        raise SettingError(f"{num_texts} text(s), but {len(seed)} seeds; give one for all or one for each")
+    return [replace(common, seed=check_integer("seed", one, 0)) for one in seed]
+
+
 def _check_speaker(speaker: Any, count: int) -> int | None:
     if speaker is None and count == 1:
         return None
     if speaker is None:
         raise SettingError(f"this checkpoint has {count} speakers; choose one: speaker=0 … {count - 1}")
-    if isinstance(speaker, bool) or not isinstance(speaker, (int, np.integer)) or not 0 <= speaker < count:
+    index = _plain(speaker)
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise SettingError(f"speaker is {speaker!r}; this checkpoint has {count}: 0 … {count - 1}")
-    return int(speaker) if count > 1 else None
+    return index if count > 1 else None
 
 
 def check_number(name: str, value: Any, least: float, most: float) -> float:
     """The number; raises SettingError unless it lies in ``least`` … ``most``."""
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= most:
         raise SettingError(f"{name} is {value!r}; it must be a number in {least:g} … {most:g}")
-    return float(value)
+    return float(number)
 
 
 def check_integer(name: str, value: Any, least: int) -> int:
     """The integer; raises SettingError if it is none, or below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise SettingError(f"{name} is {value!r}; it must be an integer from {least} on")
-    return int(value)
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """What is in a scalar of numpy's or a 0-d array of numpy's or JAX's; anything else as it is."""
+    is_scalar = isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0
+    return value.item() if is_scalar else value

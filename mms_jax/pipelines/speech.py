@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -78,3 +78,8 @@ class Speech:
         """Short: samples are not for reading."""
         result = f"error={self.error!r}" if self.error is not None else f"duration={self.duration:.2f}"
         return f"Speech({self.text[:40]!r}, {result}, sampling_rate={self.sampling_rate})"
+
+
+def named(speech: Speech, name: str) -> Speech:
+    """The same; its error, if it has one, begins with the name of what failed."""
+    return speech if speech.error is None else replace(speech, error=type(speech.error)(f"{name}: {speech.error}"))

@@ -7,7 +7,7 @@ the work, runs on batches of windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -24,8 +24,8 @@ from mms_jax.features import next_bucket
 from mms_jax.models.trees import Params
 from mms_jax.models.vits import VitsModel, fold_weight_norm, frame_counts, prepare_kernels, receptive_field
 from mms_jax.pipelines.dtypes import check_dtype
-from mms_jax.pipelines.settings import Settings, check_integer, check_number, checked_settings
-from mms_jax.pipelines.speech import Speech
+from mms_jax.pipelines.settings import Settings, check_integer, check_number, checked_settings, settings_of_each
+from mms_jax.pipelines.speech import Speech, named
 from mms_jax.pipelines.windows import Window, stream_windows, whole_windows, window_batches
 from mms_jax.text.tts import EncodedText, VitsTokenizer
 
@@ -62,7 +62,7 @@ def load_tts(
         revision, token, cache_dir, local_files_only: as in huggingface_hub.
 
     Raises:
-        CheckpointError: not found, wrong or incomplete; names the file and the tensor.
+        CheckpointError: not found, wrong or incomplete; names the file and the tensor. SettingError: no ``dtype``.
     """
     resolved = check_dtype(dtype)
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
@@ -123,7 +123,7 @@ class SpeechSynthesizer:
 
     def synthesize(
         self,
-        text: str | Sequence[str],
+        text: str | Iterable[str],
         *,
         seed: int | Sequence[int] = 0,
         speaking_rate: float | None = None,
@@ -133,8 +133,9 @@ class SpeechSynthesizer:
         normalize: bool | None = None,
         batch_size: int | None = None,
         max_duration: float = MAX_DURATION,
+        names: Sequence[str] | None = None,
     ) -> Any:
-        """Speak one text, or each of a list.
+        """Speak one text, or each of a list or an iterator.
 
         Args:
             text: at most 1,500 symbols each.
@@ -148,44 +149,46 @@ class SpeechSynthesizer:
             normalize: False takes the text as it is: no lower-casing, nothing dropped.
             batch_size: most windows of speech in one pass through the decoder; None chooses for the backend.
             max_duration: longest speech from one text, seconds; at most 600, which is what memory is reckoned for.
+            names: what the texts of a list are called in errors, one for each; default "item 0", "item 1", ….
 
         Returns:
-            A ``Speech``, or for a list a list of them in order.
+            A ``Speech``, or for a list or an iterator a list of them in order.
 
         Raises:
             TextError: a single text that cannot be spoken. NumericsError: the model's output for it is not finite. In
                 a list its ``Speech`` carries the error instead. SettingError: an argument out of its range.
         """
-        many = isinstance(text, Sequence) and not isinstance(text, (str, bytes, bytearray))
+        many = _is_many(text)
+        if not many and not isinstance(text, str):
+            raise TextError(f"a text to speak must be a str, got {type(text).__name__}; pass several as a list")
         texts = list(text) if many else [text]
-        seeds = list(seed) if isinstance(seed, (list, tuple, range, np.ndarray)) else [seed] * len(texts)
-        if len(seeds) != len(texts):
-            raise SettingError(f"{len(texts)} text(s), but {len(seeds)} seeds; give one for all or one for each")
-        settings = [
-            checked_settings(
-                self.config,
-                seed=one,
-                speaking_rate=speaking_rate,
-                noise_scale=noise_scale,
-                noise_scale_duration=noise_scale_duration,
-                speaker=speaker,
-            )
-            for one in seeds
-        ]
+        settings = settings_of_each(
+            self.config,
+            len(texts),
+            seed=seed,
+            speaking_rate=speaking_rate,
+            noise_scale=noise_scale,
+            noise_scale_duration=noise_scale_duration,
+            speaker=speaker,
+        )
+        names = [f"item {i}" for i in range(len(texts))] if names is None else names
+        if len(names) != len(texts):
+            raise SettingError(f"{len(texts)} text(s), but {len(names)} names; give one for each")
         if batch_size is None:
             batch_size = 1 if jax.default_backend() == "cpu" else 16
         batch_size = check_integer("batch_size", batch_size, 1)
         check_number("max_duration", max_duration, 0, MAX_DURATION)
         speeches: list[Speech] = []
         for start in range(0, len(texts), SLICE):
-            drawn = [
-                self._draw(texts[i], settings[i], normalize, max_duration, where=f"item {i}: " if many else "")
-                for i in range(start, min(start + SLICE, len(texts)))
-            ]
+            some = slice(start, start + SLICE)
+            pairs = zip(texts[some], settings[some], strict=True)
+            drawn = [self._draw(one, setting, normalize, max_duration) for one, setting in pairs]
             speeches += self._render_all([speech for speech, _ in drawn], [frames for _, frames in drawn], batch_size)
-        if not many and speeches[0].error is not None:
+        if many:
+            return [named(speech, name) for speech, name in zip(speeches, names, strict=True)]
+        if speeches[0].error is not None:
             raise speeches[0].error
-        return speeches if many else speeches[0]
+        return speeches[0]
 
     def synthesize_stream(
         self,
@@ -213,14 +216,14 @@ class SpeechSynthesizer:
             speaker=speaker,
         )
         check_number("max_duration", max_duration, 0, MAX_DURATION)
-        speech, frames = self._draw(text, settings, normalize, max_duration, where="")
+        speech, frames = self._draw(text, settings, normalize, max_duration)
         if frames is None:
             assert speech.error is not None
             raise speech.error
         return self._stream(frames)
 
     def _draw(
-        self, text: Any, settings: Settings, normalize: bool | None, max_duration: float, *, where: str
+        self, text: Any, settings: Settings, normalize: bool | None, max_duration: float
     ) -> tuple[Speech, Frames | None]:
         """Everything before the decoder for one text: what is known of the speech so far; latents unless it failed."""
         speech = Speech(text=text if isinstance(text, str) else repr(text), sampling_rate=self.sampling_rate)
@@ -234,10 +237,8 @@ class SpeechSynthesizer:
                 romanized=encoded.romanized,
             )
             return speech, self._draw_encoded(encoded, settings, max_duration)
-        except TextError as error:
-            return replace(speech, error=TextError(f"{where}{error}") if where else error), None
-        except NumericsError as error:
-            return replace(speech, error=NumericsError(f"{where}{error}") if where else error), None
+        except (TextError, NumericsError) as error:
+            return replace(speech, error=error), None
 
     def _check_length(self, text: Any) -> None:
         if self.tokenizer.is_uroman and isinstance(text, str) and len(text) > MAX_ROMANIZED:
@@ -274,6 +275,7 @@ class SpeechSynthesizer:
 
     def _check_durations(self, durations: np.ndarray, rate: float, max_duration: float) -> None:
         total = float(durations.sum())
+        # Where all are 0, transformers makes one frame, of noise that no symbol had a part in: that is no speech.
         if not total > 0:
             raise NumericsError(f"the model's durations for this text add up to {total:g}; is the checkpoint whole?")
         seconds = total * self.config.hop_length / self.sampling_rate
@@ -379,6 +381,13 @@ class SpeechSynthesizer:
             return self.module.apply({"params": params}, latents, frame_mask, speakers, method="decode")
 
         return jax.jit(decode)
+
+
+def _is_many(text: Any) -> bool:
+    """Whether it is several texts; an open file is not: its lines would keep their ends."""
+    if isinstance(text, (str, bytes, bytearray, memoryview)):
+        return False
+    return isinstance(text, Sequence) or (isinstance(text, Iterator) and not hasattr(text, "read"))
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:

@@ -91,7 +91,6 @@ class VitsTokenizer:
         As in transformers, the legacy files (special_tokens_map, added_tokens) count only where tokenizer_config has no
         ``added_tokens_decoder``; ``phonemize`` is on where the key is absent, and ``is_uroman`` off. But with a
         language of ``ROMANIZED_LANGUAGES`` it must be there: off by mistake would drop all letters that are not Latin.
-
         Raises VocabularyError, naming file and key, for malformed files and for settings not reproduced here.
         """
         config = dict(tokenizer_config or {})
@@ -127,7 +126,10 @@ class VitsTokenizer:
         return max(self._spoken.values()) + 1
 
     def check_model(self, vocab_size: int, *, source: str) -> None:
-        """Raise VocabularyError unless the embedding of ``source``, which has ``vocab_size`` rows, has every id."""
+        """Raise VocabularyError unless the embedding of ``source``, which has ``vocab_size`` rows, has every id.
+
+        More rows than ids are fine, as in transformers, which does not compare them: no text leads to the others.
+        """
         if self.size > vocab_size:
             token = max(self._spoken, key=self._spoken.__getitem__)
             raise VocabularyError(
@@ -143,15 +145,14 @@ class VitsTokenizer:
         symbol is dropped and white space at the ends removed. ``normalize`` (default: the checkpoint's own setting)
         False leaves out the first and the last step: every character must have a symbol, unless ``unk_token`` is one.
         Where the checkpoint reads phonemes, ``text`` must be phonemes, which ``normalize=False`` confirms.
-
         Raises TextError, naming the characters, if nothing is left to say or something cannot be said.
         """
         if not isinstance(text, str):
-            raise TextError(f"{self.source}: a text to speak must be a str, got {type(text).__name__}")
+            raise TextError(f"a text to speak must be a str, got {type(text).__name__}")
         if self.phonemize and normalize is not False:
             raise TextError(
-                f"{self.source}: this checkpoint reads phonemes, which mms_jax does not make: pass espeak's as text "
-                f"with normalize=False; if its symbols are letters after all, set phonemize to false in {CONFIG_FILE}"
+                "this checkpoint reads phonemes, which mms_jax does not make: pass espeak's as text with "
+                f"normalize=False; if it reads letters, though, set phonemize to false in {CONFIG_FILE} ({self.source})"
             )
         normalize = self.normalize if normalize is None else normalize
         prepared, romanized = self._prepare(text, lower=normalize)
@@ -159,7 +160,7 @@ class VitsTokenizer:
         pieces = self._splitter.split(prepared)
         spoken = "".join(pieces)
         if not spoken.strip():
-            raise TextError(f"{self.source}: nothing to say: {self._why_nothing(text, dropped)}")
+            raise TextError(f"nothing to say: {self._why_nothing(text, dropped)}")
         return EncodedText(tuple(self._piece_ids(pieces)), spoken, dropped, romanized)
 
     def decode(self, ids: ArrayLike) -> str:
@@ -167,16 +168,15 @@ class VitsTokenizer:
 
         The blank is an id, not a character: the letter that shares its id 0 ("k" in English) is kept where it is
         spoken. transformers' ``decode`` loses or doubles that letter.
-
         Raises TextError if an id has no symbol or the blanks are not where ``encode`` puts them.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TextError(f"{self.source}: ids must be [T] integers, got {array.dtype}{list(array.shape)}")
+            raise TextError(f"ids must be [T] integers, got {array.dtype}{list(array.shape)}")
         names = {id_: token for token, id_ in self._ids.items()}
         rows: list[int] = array.tolist()
         if unknown := [row for row in rows if row not in names]:
-            raise TextError(f"{self.source}: no symbol has the id {unknown[0]}; ids go from 0 to {len(names) - 1}")
+            raise TextError(f"no symbol has the id {unknown[0]}; ids go from 0 to {len(names) - 1} in {self.source}")
         return "".join(names[row] for row in (self._without_blanks(rows) if self.add_blank else rows))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -239,7 +239,7 @@ class VitsTokenizer:
                 yield BLANK_ID
                 yield from (either for id_ in ids for either in (id_, BLANK_ID))
         if missing:
-            raise TextError(f"{self.source}: no symbol for {_listed(missing)}; remove it, or pass normalize=True")
+            raise TextError(f"no symbol for {_listed(missing)}; remove it, or pass normalize=True ({self.source})")
 
     def _id(self, token: str, missing: dict[str, None]) -> int:
         id_ = self._spoken.get(token, None if token in self._whole else self.unk_id)
@@ -277,13 +277,13 @@ class VitsTokenizer:
 
     def _require_blank(self, rows: list[int], place: int) -> None:
         if place >= len(rows) or rows[place] != BLANK_ID:
-            raise TextError(f"{self.source}: the ids have no blank at {place}; pass them as encode gives them")
+            raise TextError(f"the ids have no blank at {place}; pass them as encode gives them")
 
     def _why_nothing(self, text: str, dropped: str) -> str:
         if not dropped:
             return f"{shown(text)} is empty" + " after romanisation" * bool(text.strip())
         language = "" if self.language is None else f" for {self.language!r}"
-        symbols = _listed(symbol for symbol in self.vocab if symbol.strip())
+        symbols = f"{_listed(symbol for symbol in self.vocab if symbol.strip())} ({self.source})"
         return f"{_listed(dict.fromkeys(dropped))} dropped; the symbols of this checkpoint{language} are {symbols}"
 
     @cached_property
