@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mms_jax.errors import AudioError, LanguageError, MMSError, TextError
-from mms_jax.languages import language_name, languages
+from mms_jax.languages import find_languages, language_name, languages
 from mms_jax.pipelines.asr import Transcription, load_asr
 from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
 from mms_jax.pipelines.dtypes import DTYPES
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     languages = commands.add_parser(
         "languages", help="list languages: of a checkpoint, or all that MMS was published for"
     )
+    languages.add_argument("query", nargs="?", metavar="LANGUAGE", help="only what this code or name may mean")
     which = languages.add_mutually_exclusive_group()
     which.add_argument("--task", choices=("asr", "tts", "lid"), help="only those the task covers")
     which.add_argument("--model", metavar="DIR|REPO", help="a checkpoint's own languages instead")
@@ -199,8 +200,7 @@ def _identification_fields(result: Identification) -> dict[str, Any]:
 
 def _synthesize(options: argparse.Namespace) -> int:
     lines = _read_text(options).splitlines()
-    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    texts = [lines[number - 1] for number in numbers]
+    texts = [line for line in lines if line.strip()]
     outputs = _outputs(options.output, len(texts) if options.lines else None)
     if not texts:
         raise TextError(f"{options.text_file or 'the text'} is empty: nothing to say")
@@ -218,8 +218,7 @@ def _synthesize(options: argparse.Namespace) -> int:
     failed = 0
     for start in range(0, len(texts), _LINES_AT_A_TIME):
         some = slice(start, start + _LINES_AT_A_TIME)
-        names = [f"line {number}" for number in numbers[some]]
-        for output, speech in zip(outputs[some], tts.synthesize(texts[some], names=names, **settings), strict=True):
+        for output, speech in zip(outputs[some], tts.synthesize(texts[some], **settings), strict=True):
             failed += not _write_speech(output, speech)
     return 1 if failed else 0
 
@@ -272,12 +271,14 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _languages(options: argparse.Namespace) -> int:
-    if options.model is not None:
-        for tag in model_languages(options.model):
-            print(f"{tag}\t{language_name(tag) or ''}")
-        return 0
-    for language in languages(task=options.task):
-        print(f"{language.code}\t{language.name}")
+    published = languages(task=options.task) if options.model is None else []
+    checkpoints = {language.code: ",".join(language.checkpoints(options.task)) for language in published}
+    tags = list(checkpoints) if options.model is None else model_languages(options.model)
+    if options.query is not None:
+        source = options.model or "the published checkpoints"
+        tags = find_languages(options.query, tags, source=source, task=options.task)
+    for tag in tags:
+        print("\t".join([tag, language_name(tag) or "", *([checkpoints[tag]] if tag in checkpoints else [])]))
     return 0
 
 

@@ -369,3 +369,22 @@ def test_a_checkpoint_may_be_saved_over_links_into_the_cache_without_touching_it
     assert {path: path.read_bytes() for path in tmp_path.rglob("blobs/*")} == blobs
     assert not (snapshot / WEIGHTS).is_symlink()
     load_ctc(open_source(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("facebook/mms-tts-cmn", "; no synthesis for cmn; recognition exists as cmn-script_simplified; identification"),
+        ("facebook/mms-tts-zh", "; no synthesis for cmn; recognition exists as cmn-script_simplified; identification"),
+        ("facebook/mms-tts-fr", "; synthesis exists as mms-tts-fra"),
+        ("facebook/mms-tts-fra", "; check the spelling"),  # it was published, so that is not why
+        ("facebook/mms-tts-nonsense", "; check the spelling"),
+        ("somebody/mms-tts-cmn", "; check the spelling"),
+    ],
+)
+def test_a_synthesis_checkpoint_that_was_never_published_says_what_was(hub, model, reason):
+    with pytest.raises(CheckpointError) as caught:
+        open_source(model).find("config.json")
+    assert str(caught.value).startswith(
+        f"{model}: neither a local directory nor a hub repository that can be read{reason}"
+    )

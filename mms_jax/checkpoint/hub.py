@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from mms_jax.errors import CheckpointError
+from mms_jax.languages import elsewhere
 
 _FILES_SHOWN = 12
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # a bare word is a mistyped directory
+_VOICE = re.compile(r"facebook/mms-tts-(.+)")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -113,7 +115,7 @@ class Repository:
         except errors.RepositoryNotFoundError as error:
             raise CheckpointError(
                 f"{self.name}: neither a local directory nor a hub repository that can be read; "
-                "check the spelling, or log in (hf auth login) if it is private"
+                f"{self._published_instead() or 'check the spelling, or log in (hf auth login) if it is private'}"
             ) from error
         except errors.RevisionNotFoundError as error:
             raise CheckpointError(f"{self.name}: the repository has no revision {self.revision!r}") from error
@@ -129,6 +131,11 @@ class Repository:
         commit = path.parent.name  # …/snapshots/<commit>/<file>
         if self._commit is None and _COMMIT.fullmatch(commit):
             self._commit = commit
+
+    def _published_instead(self) -> str:
+        """What MMS has for the language of a synthesis checkpoint of which there is none: mms-tts-cmn, mms-tts-fr."""
+        named = _VOICE.fullmatch(self.repo_id)
+        return elsewhere(named[1], task="tts", source=self.repo_id) if named else ""
 
     def _absent_from_cache(self, filename: str, error: Exception) -> None:
         """None if the file is known to be absent, or if the cache is all there is."""
