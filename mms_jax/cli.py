@@ -200,7 +200,8 @@ def _identification_fields(result: Identification) -> dict[str, Any]:
 
 def _synthesize(options: argparse.Namespace) -> int:
     lines = _read_text(options).splitlines()
-    texts = [line for line in lines if line.strip()]
+    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    texts = [lines[number - 1] for number in numbers]
     outputs = _outputs(options.output, len(texts) if options.lines else None)
     if not texts:
         raise TextError(f"{options.text_file or 'the text'} is empty: nothing to say")
@@ -218,7 +219,8 @@ def _synthesize(options: argparse.Namespace) -> int:
     failed = 0
     for start in range(0, len(texts), _LINES_AT_A_TIME):
         some = slice(start, start + _LINES_AT_A_TIME)
-        for output, speech in zip(outputs[some], tts.synthesize(texts[some], **settings), strict=True):
+        names = [f"line {number}" for number in numbers[some]]
+        for output, speech in zip(outputs[some], tts.synthesize(texts[some], names=names, **settings), strict=True):
             failed += not _write_speech(output, speech)
     return 1 if failed else 0
 
