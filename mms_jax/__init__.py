@@ -13,6 +13,7 @@
 
 from mms_jax.errors import (
     AudioError,
+    CacheError,
     CheckpointError,
     ConfigError,
     LanguageError,
@@ -24,6 +25,7 @@ from mms_jax.errors import (
 )
 from mms_jax.languages import languages
 from mms_jax.pipelines.asr import SpeechRecognizer, Transcription, load_asr
+from mms_jax.pipelines.compilation import enable_compilation_cache
 from mms_jax.pipelines.demo import DEMO_MODEL
 from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
 from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEMO_MODEL",
     "AudioError",
+    "CacheError",
     "Candidate",
     "CheckpointError",
     "ConfigError",
@@ -52,6 +55,7 @@ __all__ = [
     "TextError",
     "Transcription",
     "VocabularyError",
+    "enable_compilation_cache",
     "languages",
     "load_asr",
     "load_encoder",

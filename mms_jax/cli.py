@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from mms_jax.errors import AudioError, LanguageError, MMSError, TextError
 from mms_jax.languages import find_languages, language_name, languages
 from mms_jax.pipelines.asr import Transcription, load_asr
+from mms_jax.pipelines.compilation import program_cache
 from mms_jax.pipelines.demo import DEMO_MODEL, run_demo
 from mms_jax.pipelines.dtypes import DTYPES
 from mms_jax.pipelines.info import describe, model_languages
@@ -24,6 +26,8 @@ from mms_jax.pipelines.tts import load_tts
 
 _LINES_AT_A_TIME = 16  # spoken before they are written: what is done is kept if the rest is interrupted
 
+_WITHOUT_MODEL = ("info", "languages")  # commands that compute nothing, so compile nothing
+
 _EXAMPLES = """examples:
   mms-jax demo
   mms-jax transcribe clip.wav --language fra --model facebook/mms-1b-all --dtype bfloat16
@@ -32,6 +36,8 @@ _EXAMPLES = """examples:
   mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
   mms-jax languages --task asr
   mms-jax info facebook/mms-1b-all
+
+Compiled programs are kept in $MMS_JAX_CACHE_DIR (~/.cache/mms_jax); set it to nothing to keep none.
 """
 
 
@@ -42,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     options = _parser().parse_args(arguments)
     try:
-        code = options.run(options)
+        with nullcontext() if options.command in _WITHOUT_MODEL else program_cache(_warn):
+            code = options.run(options)
         sys.stdout.flush()  # here, where a full disk is still an error and not lost at exit
         return code
     except MMSError as error:

@@ -13,6 +13,10 @@ class LanguageError(MMSError, ValueError):
     """A language that is unknown or has no adapter here; the message names the nearest ones that are available."""
 
 
+class CacheError(MMSError, OSError):
+    """A compilation cache that cannot be had, or would not be the user's alone; the message names the folder."""
+
+
 class NumericsError(MMSError, ArithmeticError):
     """A model whose output is NaN or infinite; the message names the item and the dtype."""
 

@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # parity is defined on the CPU; JAX_PLATFORMS=cuda tries another backend
 os.environ |= {
     "HF_HUB_OFFLINE": "1",  # no test touches the network
+    "MMS_JAX_CACHE_DIR": "",  # nor the user's compilation cache, in whose place there is none
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
