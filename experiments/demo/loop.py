@@ -61,8 +61,12 @@ class Log:
 
     @property
     def minutes(self) -> float:
-        """Since the start."""
+        """Since the start, less what was left out."""
         return (time.monotonic() - self.began) / 60
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count the time just spent on something else."""
+        self.began, self.since = self.began + seconds, self.since + seconds
 
     def add(self, step: int, *, loss: float, norm: float, rate: float, seconds: float) -> None:
         """Count one step of `seconds` of audio."""
@@ -82,7 +86,7 @@ class Log:
 def add_options(parser: argparse.ArgumentParser, *, peak: float, output: Path) -> None:
     """The options that `fit` reads."""
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="end the schedule at this time, if earlier")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so much training, if earlier")
     parser.add_argument("--evaluate-every", type=float, default=7.0, help="minutes")
     parser.add_argument("--learning-rate", type=float, default=peak, help="at its peak")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the batches")
@@ -115,10 +119,11 @@ def fit(
         step += 1
         log.add(step, loss=float(loss), norm=float(norm), rate=rate, seconds=batch.input_values.size / SAMPLE_RATE)
         if log.minutes > options.evaluate_every * (evaluations + 1) or progress >= 1.0:
-            evaluations += 1
+            evaluations, began = evaluations + 1, time.monotonic()
             score = evaluate(trees, progress >= 1.0)
             print(f"step {step} dev {score:.4f}", flush=True)
             save(trees, options.output / "last.safetensors")
             if score < best:
                 best = score
                 save(trees, options.output / "best.safetensors")
+            log.leave_out(time.monotonic() - began)
