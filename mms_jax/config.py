@@ -239,6 +239,10 @@ class Wav2Vec2Config(ModelConfig):
             )
 
 
+MIN_SPEAKING_RATE, MAX_SPEAKING_RATE = 0.1, 10.0  # ten times either way: beyond, nothing can be understood
+MAX_SPLINE_BINS = 1_000  # each has at least a thousandth of the spline's width; transformers refuses more, too
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitsConfig(ModelConfig):
     """Architecture of a VITS checkpoint; names and defaults are those of Hugging Face's ``VitsConfig``."""
@@ -253,7 +257,7 @@ class VitsConfig(ModelConfig):
     window_size: int = 4
     use_bias: bool = True
     ffn_dim: int = 768
-    layerdrop: float = 0.1
+    layerdrop: float = 0.1  # only kept for the files we write: in transformers' training, it leaves layers out
     ffn_kernel_size: int = 3
     flow_size: int = 192
     spectrogram_bins: int = 513
@@ -328,7 +332,15 @@ class VitsConfig(ModelConfig):
             ),
             (self.duration_predictor_kernel_size % 2 == 1, "duration_predictor_kernel_size must be odd"),
             (self.flow_size % 2 == 0, "flow_size must be even: the coupling layers halve it"),
-            (self.speaking_rate > 0, "speaking_rate must be over 0"),
+            (
+                MIN_SPEAKING_RATE <= self.speaking_rate <= MAX_SPEAKING_RATE,
+                f"speaking_rate is {self.speaking_rate}; it must be in {MIN_SPEAKING_RATE:g} … {MAX_SPEAKING_RATE:g}",
+            ),
+            (self.duration_predictor_tail_bound > 0, "duration_predictor_tail_bound must be over 0"),
+            (
+                self.duration_predictor_flow_bins <= MAX_SPLINE_BINS,
+                f"duration_predictor_flow_bins must be at most {MAX_SPLINE_BINS:,}: none is narrower than a thousandth",
+            ),
             (
                 self.num_speakers == 1 or self.speaker_embedding_size > 0,
                 "several speakers need a speaker_embedding_size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import transformers
 
 import mms_jax
@@ -22,11 +24,23 @@ from mms_jax.errors import ConfigError, NumericsError, SettingError, TextError, 
 from mms_jax.pipelines.tts import MAX_DURATION, MAX_SYMBOLS
 from tests.checkpoints import one_vocabulary
 from tests.test_full_size import peak_bytes
-from tests.tts_checkpoints import FOX, SHORT, VOICES, Voice, altered, directory, load, make, save_tokenizer, synthesizer
+from tests.tts_checkpoints import (
+    FOX,
+    SHORT,
+    VOICES,
+    Reference,
+    Voice,
+    altered,
+    directory,
+    load,
+    make,
+    save_tokenizer,
+    synthesizer,
+)
 
 NAN, INF = float("nan"), float("inf")
 MANY = 50_000  # characters
-SAME = 1e-5  # as in test_tts_pipeline
+SAME, PARITY = 1e-5, 1e-4  # as in test_tts_pipeline
 
 
 def english(*arguments, **settings):
@@ -60,6 +74,12 @@ def test_text_that_cannot_be_spoken_is_refused_with_the_reason(case):
     with pytest.raises(TextError, match=reason) as caught:
         english(text)
     assert len(str(caught.value)) < 1_000  # not the whole text
+
+
+@pytest.mark.parametrize("texts", [np.array(["a", "b"]), {"a", "b"}, io.StringIO("a\nb")], ids=["array", "set", "file"])
+def test_what_may_be_meant_for_several_texts_is_refused_with_the_way_to_say_so(texts):
+    with pytest.raises(TextError, match=rf"must be a str, got {type(texts).__name__}; pass several as a list$"):
+        english(texts)
 
 
 def test_a_list_gives_every_failure_its_own_error_and_harms_nobody():
@@ -221,6 +241,16 @@ def test_output_that_is_not_finite_is_an_error_and_no_noise(case):
     assert re.match(rf"item 0: .*{reason}", str(speeches[0].error))
 
 
+def test_what_transformers_makes_of_no_durations_is_noise_that_no_text_changes():
+    """One frame of it: nothing to be equal to, so it is the error above."""
+    peer = Reference(directory("deterministic"))
+    torch.nn.init.constant_(peer.model.get_parameter("duration_predictor.proj.bias"), -INF)
+    hello, world = (peer.speak(text, seed=3) for text in ("hello", "world"))
+    np.testing.assert_array_equal(hello, world)
+    assert hello.shape == (synthesizer("deterministic").config.hop_length,)
+    assert np.abs(hello).max() > 0.01
+
+
 def test_half_precision_is_named_where_it_may_be_the_reason():
     tts = altered("english", "decoder/conv_pre/kernel", lambda leaf: leaf * INF, dtype="float16")
     with pytest.raises(NumericsError, match="not finite in float16; try float32"):
@@ -267,11 +297,14 @@ def test_text_that_would_take_uroman_long_is_refused_at_once():
         tts.synthesize("가" * MANY)
 
 
-def test_embeddings_without_a_symbol_are_never_spoken(tmp_path):
+def test_embeddings_without_a_symbol_are_never_spoken_and_change_nothing_as_in_transformers(tmp_path):
     folder = shutil.copytree(directory("english"), tmp_path / "voice")
     fewer = {symbol: id_ for symbol, id_ in VOICES["english"].vocabulary.items() if id_ < 37}
     save_tokenizer(folder, fewer, **VOICES["english"].tokenizer)
-    assert load(folder).synthesize("hg").dropped == "g"
+    speech, expected = load(folder).synthesize("hg", seed=3), Reference(folder).speak("hg", seed=3)
+    assert speech.dropped == "g"
+    assert speech.waveform.shape == expected.shape
+    assert np.abs(speech.waveform - expected).max() <= PARITY
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])

@@ -244,7 +244,12 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_it(name):
         ({"wavenet_kernel_size": 4}, "resblock_kernel_sizes and wavenet_kernel_size must be odd"),
         ({"duration_predictor_kernel_size": 2}, "duration_predictor_kernel_size must be odd"),
         ({"flow_size": 191}, "flow_size must be even"),
-        ({"speaking_rate": 0}, "speaking_rate must be over 0"),
+        *(
+            ({"speaking_rate": rate}, rf"speaking_rate is {rate}; it must be in 0\.1 … 10")
+            for rate in (0, 0.099, 10.01, 1e9)
+        ),
+        ({"duration_predictor_tail_bound": 0}, "duration_predictor_tail_bound must be over 0"),
+        ({"duration_predictor_flow_bins": 1_001}, "duration_predictor_flow_bins must be at most 1,000"),
         ({"num_speakers": 2}, "several speakers need a speaker_embedding_size"),
     ],
 )
@@ -260,6 +265,10 @@ def test_sizes_that_contradict_each_other_are_refused(changes, message):
         {"num_speakers": 2, "speaker_embedding_size": 1},
         {"speaker_embedding_size": 256},
         {"ffn_kernel_size": 2},
+        {"speaking_rate": 0.1},
+        {"speaking_rate": 10},
+        {"duration_predictor_flow_bins": 1, "duration_predictor_tail_bound": 1e-3},
+        {"duration_predictor_flow_bins": 1_000},
         {"noise_scale": 0, "noise_scale_duration": 0, "hidden_dropout": 0},
     ],
 )

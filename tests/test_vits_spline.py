@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.vits import modeling_vits as theirs
 
+from mms_jax.config import MAX_SPLINE_BINS
 from mms_jax.models.vits.spline import rational_quadratic_spline
 from tests.parity import quick
 from tests.vits_parity import call
@@ -73,6 +74,24 @@ def test_splines_and_their_log_derivatives_equal_the_references(seed, bins, spre
     assert errors[1][inside & ~AT_KNOTS].max() <= LOG_SLOPE_PARITY
     assert (np.asarray(ours[0])[~inside] == x[~inside]).all()
     assert (np.asarray(ours[1])[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("bins", [1, MAX_SPLINE_BINS])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_fewest_and_the_most_bins_that_a_config_may_have_give_the_references_spline(bins, reverse):
+    x, *parameters = spline_inputs(0, bins, spread=0.5, bound=5.0)
+    expected, _ = torch_spline(x, *parameters, bound=5.0, reverse=reverse)
+    ours, _ = jax_spline(5.0, reverse=reverse)(*map(jnp.asarray, (x, *parameters)))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=SPLINE_PARITY * 5)
+
+
+def test_the_reference_computes_no_spline_that_a_config_may_not_have():
+    x, *parameters = spline_inputs(0, MAX_SPLINE_BINS + 1, spread=0.5, bound=5.0)
+    with pytest.raises(ValueError, match="too large for the number of bins"):
+        torch_spline(x, *parameters, bound=5.0, reverse=True)
+    x, *parameters = spline_inputs(0, 10, spread=0.5, bound=5.0)
+    with pytest.raises(ValueError, match="negative values"):
+        torch_spline(x, *parameters, bound=0.0, reverse=True)
 
 
 @given(**SPLINES)

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mms_jax.config import VitsConfig
+from mms_jax.config import MAX_SPEAKING_RATE, MIN_SPEAKING_RATE, VitsConfig
 from mms_jax.errors import SettingError
 
-MIN_RATE, MAX_RATE = 0.1, 10.0  # of speaking
 MAX_NOISE = 100.0  # times the standard normal distribution; float32 overflows far above
 
 
@@ -41,7 +40,7 @@ def checked_settings(
     rhythm = config.noise_scale_duration if noise_scale_duration is None else noise_scale_duration
     return Settings(
         check_integer("seed", seed, 0),
-        check_number("speaking_rate", rate, MIN_RATE, MAX_RATE),
+        check_number("speaking_rate", rate, MIN_SPEAKING_RATE, MAX_SPEAKING_RATE),
         check_number("noise_scale", voice, 0, MAX_NOISE),
         check_number("noise_scale_duration", rhythm, 0, MAX_NOISE),
         _check_speaker(speaker, config.num_speakers),
