@@ -17,12 +17,13 @@ import torch
 import transformers
 
 from mms_jax.checkpoint import load_vits, open_source, save_vits, vits_param_shapes
-from mms_jax.checkpoint.vits import VitsCheckpoint
+from mms_jax.checkpoint.vits import VitsCheckpoint, _shapes
 from mms_jax.checkpoint.vits_rules import vits_table
 from mms_jax.config import VitsConfig
 from mms_jax.errors import CheckpointError
 from mms_jax.models.trees import flatten, unflatten
 from mms_jax.models.vits import VitsModel
+from mms_jax.models.vits.decoder import Generator
 from tests.parity import quick
 from tests.safetensors_files import by_library
 from tests.vits_parity import (
@@ -155,6 +156,24 @@ def test_an_initialised_model_is_saved_and_loaded(tmp_path):
     save_vits(tmp_path, config=config, params=params)
     assert load(tmp_path).config == config
     assert_same_trees(load(tmp_path).params, params)
+
+
+def test_shapes_are_found_without_tracing_the_loops_of_the_decoder(monkeypatch):
+    """They would be most of the time that a load takes; any other way into the decoder shows that they are there."""
+
+    def looped(*_, **__):
+        raise AssertionError("the loop was traced")
+
+    config = VitsConfig.from_dict(small_vits(**CONFIGS[VOICE]).to_dict())
+    monkeypatch.setattr(Generator, "by_window", looped)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    _shapes.cache_clear()
+    shapes = vits_param_shapes(config)
+    params = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
+    latents = jax.ShapeDtypeStruct((1, 3, config.flow_size), jnp.float32)
+    decode = functools.partial(VitsModel(config).apply, method="decode")
+    with pytest.raises(AssertionError, match="the loop was traced"):
+        jax.eval_shape(decode, {"params": params}, latents, jax.ShapeDtypeStruct((1, 3), bool))
 
 
 def test_the_layout_of_every_kind_of_tensor_is_the_one_of_flax(tmp_path):

@@ -124,7 +124,9 @@ class Decoder(nn.Module):
         stages = [self._stage(i) for i in range(len(c.upsample_rates))]
         width = c.upsample_initial_channel // 2 ** len(stages)
         post = LastKernel((EDGE_KERNEL_SIZE, width, 1), name="conv_post")()
-        windowed = jax.default_backend() == "cpu" if self.windowed is None else self.windowed
+        windowed = self.windowed
+        if windowed is None:  # to make parameters it is not: tracing it takes 1.5 s, and they are the same
+            windowed = jax.default_backend() == "cpu" and not self.is_initializing()
         generator = Generator(c, self.dtype, economical=windowed)
         weights = generator.prepared(Weights(pre.kernel, stages, post))
         decode = generator.by_window if windowed else generator.at_once

@@ -166,9 +166,10 @@ class VitsModel(nn.Module):
         latents = jnp.zeros((1, 1, c.flow_size))
         hidden = self.text_encoder(ids, symbols).hidden
         noise = jnp.zeros((1, 1, 2))
-        self.duration_predictor(hidden, symbols, noise, speaker)
-        if isinstance(self.duration_predictor, StochasticDurationPredictor):
+        if isinstance(self.duration_predictor, StochasticDurationPredictor):  # synthesis leaves parts of it out
             self.duration_predictor.negative_log_likelihood(hidden, symbols, jnp.ones((1, 1)), noise, speaker)
+        else:
+            self.duration_predictor(hidden, symbols, noise, speaker)
         self.flow(latents, frames, speaker)
         self.decoder(latents, frames, speaker)
         self.posterior_encoder(jnp.zeros((1, 1, c.spectrogram_bins)), frames, latents, speaker)
@@ -182,7 +183,8 @@ def frame_counts(
 ) -> Float[Array, "B U"]:
     """Frames of every symbol: its duration over the rate, rounded up; 0 where ``attention_mask`` is False.
 
-    Float32, as the original counts: an integer could not hold what an untrained model asks for.
+    Float32, as the original counts: an integer could not hold what an untrained model asks for. Where no symbol has a
+    frame, transformers makes one, of noise alone.
     """
     length_scale = 1.0 / jnp.asarray(speaking_rate, jnp.float32)
     return jnp.where(attention_mask, jnp.ceil(jnp.exp(log_durations) * length_scale), 0.0)
