@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,11 @@ LETTERS = {
     "eng": "abcdefghijklmnopqrstuvwxyz'",
     "fra": "abcdefghijklmnopqrstuvwxyzàâçéèêëîïôùûœ",
     "azj-script_latin": "abcçdeəfgğhxıijkqlmnoöprsştuüvyz" + "0123456789" * 4,  # duplicates fall away
+}
+
+MORE_LETTERS = LETTERS | {
+    "deu": "abcdefghijklmnopqrstuvwxyzäöüß",
+    "cmn-script_simplified": "".join(map(chr, range(0x4E00, 0x4E00 + 140))),  # wider than any other's head
 }
 
 
@@ -35,9 +41,9 @@ def save_processor(directory: Path, vocabularies: dict, *, target_lang: str | No
     transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(directory)
 
 
-def many_languages(directory: Path) -> Path:
+def many_languages(directory: Path, letters: Mapping[str, str] = LETTERS) -> Path:
     """A checkpoint in the MMS layout: nested vocabulary, English in the base weights, an adapter file per language."""
-    vocabularies = {language: vocab(letters) for language, letters in LETTERS.items()}
+    vocabularies = {language: vocab(own) for language, own in letters.items()}
     save_processor(directory, vocabularies, target_lang="eng")
     model = random_model(small_config(**MMS_CONVS, conv_dim=(12,) * 7, vocab_size=len(vocabularies["eng"])))
     model.save_pretrained(directory)

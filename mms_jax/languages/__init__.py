@@ -7,7 +7,7 @@ they come from) and are read on first use.
 from mms_jax.languages.resolve import find_languages, resolve_language
 from mms_jax.languages.suggest import elsewhere, nearest
 from mms_jax.languages.table import CHECKPOINTS, COLUMNS, TASKS, Language, languages
-from mms_jax.languages.tags import language_name
+from mms_jax.languages.tags import labelled, language_name
 
 __all__ = [
     "CHECKPOINTS",
@@ -16,6 +16,7 @@ __all__ = [
     "Language",
     "elsewhere",
     "find_languages",
+    "labelled",
     "language_name",
     "languages",
     "nearest",

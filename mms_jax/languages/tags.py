@@ -135,3 +135,9 @@ def is_member(tag: str, wanted: Collection[str]) -> bool:
     """Whether a tag's language, or the macrolanguage that it belongs to, is one of the codes."""
     code = code_of(tag)
     return code in wanted or codes().macro_of.get(code) in wanted
+
+
+def labelled(label: str, available: Iterable[str]) -> list[str]:
+    """Return the available tags of what identification calls ``label``: its own, or members of a macrolanguage."""
+    tags = list(available)
+    return [tag for tag in tags if code_of(tag) == label] or [tag for tag in tags if is_member(tag, {label})]

@@ -138,11 +138,10 @@ class SpeechRecognizer(AdaptedModel):
         if timestamps not in (None, "word", "char"):
             raise SettingError(f"timestamps is {timestamps!r}; it must be 'word', 'char' or None")
         items, recordings, many = self._recordings(audio, language)
-        reader = self._reader(
-            recordings, candidates, batch_size=batch_size, chunk=(chunk_length_s, stride_length_s), progress=progress
-        )
+        lengths: dict[str, Any] = {"chunk": (chunk_length_s, stride_length_s), "max_duration": max_duration}
+        reader = self._reader(recordings, candidates, batch_size=batch_size, progress=progress, **lengths)
         results: dict[int, Transcription] = {}
-        for index in reader.read(items, recordings, max_duration=max_duration, numbered=many):
+        for index in reader.read(items, recordings, numbered=many):
             results[index] = self._transcription(recordings[index], timestamps)
             recordings[index].parts = []
         for index, recording in enumerate(recordings):
@@ -171,9 +170,9 @@ class SpeechRecognizer(AdaptedModel):
         items, recordings, many = self._recordings(audio, language)
         if any(recording.undecided for recording in recordings):
             raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
-        chunk = chunk_length_s, stride_length_s
-        reader = self._reader(recordings, None, batch_size=batch_size, chunk=chunk, progress=False, logits=True)
-        complete = set(reader.read(items, recordings, max_duration=max_duration, numbered=many))
+        lengths: dict[str, Any] = {"chunk": (chunk_length_s, stride_length_s), "max_duration": max_duration}
+        reader = self._reader(recordings, None, batch_size=batch_size, logits=True, **lengths)
+        complete = set(reader.read(items, recordings, numbered=many))
         for recording in recordings:
             if recording.error is not None:
                 raise recording.error
@@ -242,18 +241,20 @@ class SpeechRecognizer(AdaptedModel):
         *,
         batch_size: int,
         chunk: tuple[Any, Any],
-        progress: bool | None,
+        max_duration: float,
+        progress: bool | None = False,
         logits: bool = False,
     ) -> Reader:
         auto = any(recording.undecided for recording in recordings)
         if candidates is not None and not auto:
             raise LanguageError("candidates are those of language='auto'; here every item's language is given")
-        router = Router(self.lid, self._store.resolve, candidates=candidates) if auto else None
+        router = Router(self.lid, self.languages, self._store.resolve, candidates=candidates) if auto else None
         return Reader(
             self._config,
             self._recognition,
             make_chunking(self._config, chunk_length_s=chunk[0], stride_length_s=chunk[1]),
             check_integer("batch_size", batch_size, 1),
+            check_number("max_duration", max_duration, 0.001, math.inf),
             self._dtype,
             router,
             logits,

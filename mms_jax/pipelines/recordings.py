@@ -62,24 +62,23 @@ class Reader:
     recognition: Recognition
     chunking: Chunking
     batch_size: int
+    max_duration: float  # seconds of an item; what is longer is an error
     dtype: Any  # named in errors
     router: Router | None = None  # needed where a recording is undecided
     logits: bool = False  # whether to keep them; silence goes through the model then
     progress: bool | None = False  # None: where stderr is a terminal
 
-    def read(
-        self, items: Sequence[Any], recordings: Sequence[Recording], *, max_duration: float, numbered: bool
-    ) -> Iterator[int]:
+    def read(self, items: Sequence[Any], recordings: Sequence[Recording], *, numbered: bool) -> Iterator[int]:
         """Recognise items; yields the index of each recording that is complete, in order, failed ones left out before.
 
         Args:
             items: what ``load_audio`` takes.
             recordings: one for each, which are filled; those that have failed already are not read.
-            max_duration: longest item, seconds; what is longer is an error.
             numbered: whether errors say which of the items they are about.
         """
         todo = [index for index, recording in enumerate(recordings) if recording.error is None]
-        chunks = read_chunks(items, todo, self.chunking, self.config, max_duration=max_duration, numbered=numbered)
+        limit = self.max_duration
+        chunks = read_chunks(items, todo, self.chunking, self.config, max_duration=limit, numbered=numbered)
         with self._bar() as bar:
             for group in grouped(chunks, count=WINDOW, num_samples=GROUP_SAMPLES):
                 self._read_group([(recordings[index], chunk) for index, chunk in group], bar)
@@ -90,7 +89,8 @@ class Reader:
             desc="transcribed",
             disable=None if self.progress is None else not self.progress,
             delay=PROGRESS_DELAY,
-            bar_format="{desc} {n:.0f} s of audio in {elapsed}, {rate_noinv:.1f} times real time",
+            bar_format="{desc} {n:.0f} s of audio in {elapsed} ({rate_noinv_fmt})",
+            unit=" audio-s",
             leave=False,
         )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mms_jax.errors import LanguageError, MMSError
-from mms_jax.languages import resolve_language
+from mms_jax.languages import labelled
 from mms_jax.pipelines.lid import LanguageIdentifier
 
 AUTO = "auto"
@@ -27,7 +27,8 @@ class Router:
 
     Args:
         lid: the identification model.
-        resolve: a language to the recogniser's tag; raises LanguageError.
+        languages: the recogniser's tags.
+        resolve: a language to one of them; raises LanguageError.
         candidates: the only languages to consider; None: all that ``lid`` knows, and one of those that is not
             recognised is the item's error: the nearest that is would be another language.
 
@@ -36,9 +37,15 @@ class Router:
     """
 
     def __init__(
-        self, lid: LanguageIdentifier, resolve: Callable[[str], str | None], *, candidates: Iterable[str] | None
+        self,
+        lid: LanguageIdentifier,
+        languages: Sequence[str],
+        resolve: Callable[[str], str | None],
+        *,
+        candidates: Iterable[str] | None,
     ):
         self._lid = lid
+        self._languages = languages
         self._resolve = resolve
         self._tags = None if candidates is None else self._by_label(candidates)
 
@@ -55,9 +62,18 @@ class Router:
         if self._tags is not None:
             return Route(self._tags[label], probability)
         try:
-            return Route(self._resolve(label), probability)
+            return Route(self._tag(label), probability)
         except LanguageError as error:
             return Route(None, probability, LanguageError(f"identified as {label!r} ({probability:.2f}): {error}"))
+
+    def _tag(self, label: str) -> str | None:
+        """Labels carry no script or dialect, and some are macrolanguages where tags are members."""
+        tags = labelled(label, self._languages)
+        if len(tags) > 1:
+            raise LanguageError(
+                f"it is recognised as {', '.join(tags)}; choose one of them, and others, by candidates="
+            )
+        return tags[0] if tags else self._resolve(label)
 
     def _by_label(self, candidates: Iterable[str]) -> dict[str, str | None]:
         """The recogniser's tag for every label that may be identified."""
@@ -66,8 +82,11 @@ class Router:
         tags: dict[str, str | None] = {}
         for tag in dict.fromkeys(self._resolve(candidate) for candidate in candidates):
             assert tag is not None  # without languages nothing is resolved
-            code = tag.split("-")[0]  # labels carry no script or dialect
-            label = resolve_language(code, self._lid.languages, source=self._lid.name, task="lid")
+            labels = [label for label in self._lid.languages if tag in labelled(label, [tag])]
+            if not labels:
+                raise LanguageError(f"{tag!r} has no label in {self._lid.name}, so it cannot be identified")
+            own = tag.split("-")[0]
+            label = own if own in labels else labels[0]  # its own before its macrolanguage's
             if label in tags:
                 raise LanguageError(f"{tags[label]} and {tag} are both identified as {label!r}; leave one of them out")
             tags[label] = tag

@@ -131,7 +131,7 @@ def _segments(times: Times) -> Iterator[Segment]:
 def _units(times: Times) -> Iterator[tuple[str, Word]]:
     """Words behind a space; the characters of words that are themselves too long for a subtitle, behind nothing."""
     for word in times.words:
-        if _columns(word.text) <= MAX_COLUMNS and word.end - word.start <= MAX_SEGMENT:
+        if _columns(word.text) <= MAX_COLUMNS and round(word.end - word.start, 6) <= MAX_SEGMENT:
             yield " ", word
             continue
         chars = [char for char in times.chars if word.start <= char.start and char.end <= word.end]
@@ -144,8 +144,8 @@ def _parts(units: Sequence[tuple[str, Word]], before: str, word: Word) -> bool:
     first, last = units[0][1], units[-1][1]
     columns = sum(_columns(space + unit.text) for space, unit in [*units, (before, word)]) - 1
     return (
-        word.start - last.end >= PAUSE
-        or word.end - first.start > MAX_SEGMENT
+        round(word.start - last.end, 6) >= PAUSE
+        or round(word.end - first.start, 6) > MAX_SEGMENT
         or columns > MAX_COLUMNS
         or (last.text.endswith(SENTENCE_ENDS) and before == " ")
     )
