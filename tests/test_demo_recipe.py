@@ -378,5 +378,5 @@ def test_scores_of_language_identification_are_those_of_the_right_language():
     lid: Any = SimpleNamespace(languages=["eng", "deu"], identify=lambda clips, **_: results)
     score = lid_score(lid, [np.zeros(1)] * 3, code="eng")
     assert (score.recordings, score.accuracy) == (3, pytest.approx(2 / 3))
-    assert score.probability == pytest.approx(0.75)
-    assert score.loss == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 3)
+    assert score.probability == pytest.approx((0.75 + 0.4 + 1) / 3)
+    assert score.loss == pytest.approx(-(np.log(0.75) + np.log(0.4)) / 3)
