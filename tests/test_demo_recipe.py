@@ -371,10 +371,8 @@ def test_language_identification_is_asked_about_middles_and_about_clips_end_to_e
 
 
 def test_scores_of_language_identification_are_those_of_the_right_language():
-    answers = [("eng", 0.75), ("deu", 0.5), ("eng", 1.0)]
-    results = [
-        Identification(1.0, (Candidate(a, p), Candidate("eng" if a == "deu" else "deu", 1 - p))) for a, p in answers
-    ]
+    answers = [("eng", 0.75, "deu"), ("deu", 0.6, "eng"), ("eng", 1.0, "deu")]
+    results = [Identification(1.0, (Candidate(best, p), Candidate(other, 1 - p))) for best, p, other in answers]
     lid: Any = SimpleNamespace(languages=["eng", "deu"], identify=lambda clips, **_: results)
     score = lid_score(lid, [np.zeros(1)] * 3, code="eng")
     assert (score.recordings, score.accuracy) == (3, pytest.approx(2 / 3))

@@ -106,14 +106,14 @@ def lid_score(lid: LanguageIdentifier, clips: Sequence[np.ndarray], *, code: str
 
 
 def print_lid(model: str) -> None:
-    """Print the table of language identification, through `mms_jax.load_lid`: "accuracy (probability) of how many"."""
+    """Print the table of language identification, through `mms_jax.load_lid`: accuracy, probability (recordings)."""
     lid = mms_jax.load_lid(model)
     recordings = {code: lid_recordings(load_corpus(code, split="test", count=HELD_OUT_CLIPS)) for code in LANGUAGES}
     conditions = list(recordings[next(iter(recordings))])
     print("| language |", " | ".join(conditions), "|\n|", " | ".join(["---"] * (len(conditions) + 1)), "|")
     for code, own in recordings.items():
         scores = [lid_score(lid, clips, code=code) for clips in own.values()]
-        cells = [f"{score.accuracy:.1%} ({score.probability:.3f}) of {score.recordings}" for score in scores]
+        cells = [f"{score.accuracy:.1%} {score.probability:.3f} ({score.recordings})" for score in scores]
         print(f"| {code} |", " | ".join(cells), "|", flush=True)
 
 

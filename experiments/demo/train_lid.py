@@ -4,19 +4,19 @@
     .venv/bin/python -m experiments.demo.bundle --only lid
     .venv/bin/python -m experiments.demo.evaluate --task lid
 
-The recogniser's convolutions, frozen, and two of its five layers without their adapters: 0.64 M parameters, 2.6 MB. Half
+Of the recogniser its convolutions, frozen, and two of five layers, without adapters: 0.64 M parameters, 2.6 MB. Half
 of the rows are whole clips, half are cuts of clips end to end, 0.4 to 8 s, in white noise 10 to 90 dB below the speech.
 
-Result through `mms_jax.load_lid`: accuracy (mean probability of the right language) of how many recordings. Clips are
+Result through `mms_jax.load_lid`: accuracy, mean probability of the right language (number of recordings). Clips are
 of words that no training clip holds, 0.4 to 3.9 s long, 195 of the 800 a single word; 1 s and 2 s are the middles of
 those that last so long; 8 s and 30 s are the clips end to end, cut.
 
 | language | whole clips | 1 s | 2 s | 8 s | 30 s |
 | --- | --- | --- | --- | --- | --- |
-| eng | 100.0% (0.996) of 200 | 100.0% (0.990) of 146 | 100.0% (0.998) of 82 | 100.0% (1.000) of 43 | 100.0% (1.000) of 11 |
-| fra | 99.0% (0.988) of 200 | 100.0% (0.997) of 139 | 100.0% (1.000) of 49 | 100.0% (1.000) of 36 | 100.0% (1.000) of 9 |
-| deu | 99.0% (0.983) of 200 | 100.0% (0.990) of 156 | 100.0% (0.998) of 72 | 100.0% (1.000) of 42 | 100.0% (1.000) of 11 |
-| spa | 100.0% (0.999) of 200 | 100.0% (0.998) of 153 | 100.0% (1.000) of 71 | 100.0% (1.000) of 42 | 100.0% (1.000) of 11 |
+| eng | 100.0% 0.996 (200) | 100.0% 0.990 (146) | 100.0% 0.998 (82) | 100.0% 1.000 (43) | 100.0% 1.000 (11) |
+| fra | 99.0% 0.988 (200) | 100.0% 0.997 (139) | 100.0% 1.000 (49) | 100.0% 1.000 (36) | 100.0% 1.000 (9) |
+| deu | 99.0% 0.983 (200) | 100.0% 0.990 (156) | 100.0% 0.998 (72) | 100.0% 1.000 (42) | 100.0% 1.000 (11) |
+| spa | 100.0% 0.999 (200) | 100.0% 0.998 (153) | 100.0% 1.000 (71) | 100.0% 1.000 (42) | 100.0% 1.000 (11) |
 
 The bundled parameters come of one run of 1,060 steps, 14 minutes on a third to a half of one core (an idle one does
 about 110 s of audio a second, 3 steps):
