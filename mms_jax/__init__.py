@@ -24,17 +24,20 @@ from mms_jax.errors import (
     VocabularyError,
 )
 from mms_jax.languages import languages
-from mms_jax.pipelines.asr import SpeechRecognizer, Transcription, load_asr
+from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
 from mms_jax.pipelines.compilation import enable_compilation_cache
-from mms_jax.pipelines.demo import DEMO_MODEL
+from mms_jax.pipelines.demo import DEMO_LID, DEMO_MODEL
 from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
 from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
 from mms_jax.pipelines.speech import Speech
+from mms_jax.pipelines.subtitles import to_srt, to_vtt
+from mms_jax.pipelines.transcription import Segment, Transcription, Word
 from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEMO_LID",
     "DEMO_MODEL",
     "AudioError",
     "CacheError",
@@ -47,6 +50,7 @@ __all__ = [
     "LanguageIdentifier",
     "MMSError",
     "NumericsError",
+    "Segment",
     "SettingError",
     "Speech",
     "SpeechEncoder",
@@ -55,10 +59,13 @@ __all__ = [
     "TextError",
     "Transcription",
     "VocabularyError",
+    "Word",
     "enable_compilation_cache",
     "languages",
     "load_asr",
     "load_encoder",
     "load_lid",
     "load_tts",
+    "to_srt",
+    "to_vtt",
 ]

@@ -11,6 +11,7 @@ import soundfile
 
 import mms_jax
 from mms_jax import cli
+from mms_jax.pipelines.demo import demo_clips
 from tests.checkpoints import LETTERS, many_languages
 
 
@@ -124,3 +125,90 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert all(command in out for command in ("transcribe", "info", "languages", "demo"))
+
+
+# ------------------------------------------------------------------------------ times, subtitles, languages by itself
+
+
+CLIPS = {clip.language: clip for clip in demo_clips() if clip.path.stem.endswith("-1")}
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("asked", "found"), [("word", {"words"}), ("char", {"words", "chars"})])
+def test_times_are_in_the_json_where_they_are_asked_for(capsys, asked, found):
+    clip = CLIPS["spa"]
+    command = ["transcribe", str(clip.path), "--language", "spa", "--format", "json"]
+    assert cli.main([*command, "--timestamps", asked]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert found == record.keys() & {"words", "chars"}
+    assert " ".join(word["text"] for word in record["words"]) == record["text"]
+    assert record["words"][0].keys() == {"text", "start", "end", "score"}
+    assert cli.main([*command]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"file", "language", "duration", "text"}
+
+
+@pytest.mark.parametrize(("form", "start"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0")])
+def test_subtitles_of_one_file_go_to_stdout_and_of_several_into_files(capsys, tmp_path, form, start):
+    files = [str(CLIPS[language].path) for language in ("spa", "deu")]
+    assert cli.main(["transcribe", files[0], "--language", "spa", "--format", form]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(start)
+    command = ["transcribe", *files, "--language", "spa", "--format", form]
+    assert cli.main([*command, "--output-dir", str(tmp_path / "new")]) == 0
+    written = [tmp_path / "new" / f"{language}-1.{form}" for language in ("spa", "deu")]
+    assert lines(capsys) == [str(path) for path in written]
+    assert written[0].read_text(encoding="utf-8") == printed
+
+
+def test_files_of_a_mixed_list_are_identified_and_say_so(capsys):
+    files = [str(clip.path) for clip in CLIPS.values()]
+    assert cli.main(["transcribe", *files, "--language", "auto"]) == 0
+    assert [line.split("\t")[:2] for line in lines(capsys)] == [
+        [str(clip.path), language] for language, clip in CLIPS.items()
+    ]
+    assert cli.main(["transcribe", files[0], "--language", "auto", "--candidates", "deu,spa", "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["language"] in {"deu", "spa"}
+    assert 0.5 < record["language_probability"] <= 1
+
+
+def test_identify_without_a_model_uses_the_bundled_one_and_says_so(capsys):
+    assert cli.main(["identify", str(CLIPS["fra"].path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fra\t")
+    assert "bundled demo model" in err
+
+
+def test_text_goes_into_files_where_a_folder_is_named(capsys, tmp_path):
+    clip = CLIPS["eng"]
+    command = ["transcribe", str(clip.path), "absent.wav", "--language", "eng", "--output-dir", str(tmp_path)]
+    assert cli.main(command) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "eng-1.txt")]
+    assert "absent.wav" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eng-1.txt"]
+    assert len((tmp_path / "eng-1.txt").read_text(encoding="utf-8").split()) > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a.wav", "b.wav", "--language", "eng", "--format", "srt"], "--output-dir"),
+        (["a.wav", "x/a.wav", "--language", "eng", "--output-dir", "."], "written twice"),
+        (["a.wav", "--language", "eng", "--timestamps", "word"], "--format json"),
+        (["a.wav", "--language", "eng", "--candidates", "fra"], "--language auto"),
+        (["a.wav", "--language", "eng", "--lid-model", "m"], "--language auto"),
+        (["a.wav", "--language", "auto", "--model", "m"], "--lid-model"),
+        (["a.wav", "--language", "auto", "--candidates", "klingon"], "klingon"),
+        (["a.wav", "--language", "eng", "--chunk-length-s", "1000"], "chunk_length_s"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_one_line(capsys, arguments, reason):
+    assert cli.main(["transcribe", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert reason in err.splitlines()[-1]
+    assert len([line for line in err.splitlines() if "bundled demo" not in line]) == 1

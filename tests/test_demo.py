@@ -59,6 +59,8 @@ def test_the_demo_prints_what_was_said_and_heard(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert all(f"said   {clip.reference}" in out for clip in demo_clips())
+    assert "12 of 12 languages right" in out
+    assert "00:00:00," in out
 
 
 def test_the_demo_hears(asr):

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from mms_jax import cli, load_tts
+from mms_jax.cli.synthesize import _LINES_AT_A_TIME
 from tests.tts_checkpoints import FOX, SHORT, directory, hurried, synthesizer
 
 # 16 bits: half a step in rounding, and full scale is 32,767 of 32,768 steps.
@@ -22,7 +23,7 @@ QUANTISED = 1.5 / 32_768
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch):
-    monkeypatch.setattr(cli, "load_tts", lambda model, **options: hurried(load_tts(model, **options)))
+    monkeypatch.setattr("mms_jax.cli.synthesize.load_tts", lambda model, **options: hurried(load_tts(model, **options)))
 
 
 def synthesize(*arguments, model="english"):
@@ -221,11 +222,11 @@ def test_a_bad_line_fails_the_run_and_no_other_line(capfd, monkeypatch, tmp_path
 
 
 def test_errors_name_the_line_of_the_whole_file_and_its_output(capfd, tmp_path):
-    lines = ["i"] * (2 * cli._LINES_AT_A_TIME) + ["", "日本", "i", "日本"]
+    lines = ["i"] * (2 * _LINES_AT_A_TIME) + ["", "日本", "i", "日本"]
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     assert synthesize("--text-file", tmp_path / "text.txt", "--lines", "--output", tmp_path / "a.wav") == 1
     places = [line.split(": nothing to say")[0] for line in capfd.readouterr().err.splitlines()]
-    first = 2 * cli._LINES_AT_A_TIME + 1  # the blank line, of which no file is made
+    first = 2 * _LINES_AT_A_TIME + 1  # the blank line, of which no file is made
     failed = [(first + 1, first), (first + 3, first + 2)]
     assert places == [f"mms-jax: error: {tmp_path / f'a-{file:04d}.wav'}: line {line}" for line, file in failed]
 

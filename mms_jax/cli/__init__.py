@@ -1,0 +1,120 @@
+"""The ``mms-jax`` program: results on stdout, everything else on stderr, exit code 1 with a one-line reason."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib import metadata
+
+from mms_jax.cli.common import model_or_demo, warn
+from mms_jax.cli.identify import add_identify
+from mms_jax.cli.synthesize import add_synthesize
+from mms_jax.cli.transcribe import add_transcribe
+from mms_jax.errors import MMSError
+from mms_jax.languages import find_languages, language_name, languages
+from mms_jax.pipelines.compilation import program_cache
+from mms_jax.pipelines.demo import run_demo
+from mms_jax.pipelines.info import describe, model_languages
+
+_WITHOUT_MODEL = ("info", "languages")  # commands that compute nothing, so compile nothing
+
+_EXAMPLES = """examples:
+  mms-jax demo
+  mms-jax transcribe clip.wav --language fra --model facebook/mms-1b-all --dtype bfloat16
+  mms-jax transcribe *.flac --language eng --format json --timestamps word > texts.jsonl
+  mms-jax transcribe *.mp3 --language auto --model facebook/mms-1b-all --lid-model facebook/mms-lid-126
+  mms-jax transcribe film.flac --language deu --format srt > film.srt
+  mms-jax identify *.mp3 --model facebook/mms-lid-126 --top-k 3
+  mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
+  mms-jax languages --task asr
+  mms-jax info facebook/mms-1b-all
+
+Compiled programs are kept in $MMS_JAX_CACHE_DIR (~/.cache/mms_jax); set it to nothing to keep none.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Transcripts are in any script, whatever the locale says, and names of files in none that is sure.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    options = _parser().parse_args(arguments)
+    try:
+        with nullcontext() if options.command in _WITHOUT_MODEL else program_cache(warn):
+            code = options.run(options)
+        sys.stdout.flush()  # here, where a full disk is still an error and not lost at exit
+        return code
+    except MMSError as error:
+        return _fail(error)
+    except BrokenPipeError:  # the reader of stdout (head, less) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mms-jax",
+        description="Meta's MMS speech models in JAX.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mms-jax {metadata.version('mms-jax')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add_transcribe(commands)
+    add_identify(commands)
+    add_synthesize(commands)
+
+    info = commands.add_parser("info", help="describe a checkpoint")
+    info.add_argument(
+        "model", nargs="?", default=None, metavar="MODEL", help="directory or hub name (default: the demo)"
+    )
+    info.set_defaults(run=_info)
+
+    languages = commands.add_parser(
+        "languages", help="list languages: of a checkpoint, or all that MMS was published for"
+    )
+    languages.add_argument("query", nargs="?", metavar="LANGUAGE", help="only what this code or name may mean")
+    which = languages.add_mutually_exclusive_group()
+    which.add_argument("--task", choices=("asr", "tts", "lid"), help="only those the task covers")
+    which.add_argument("--model", metavar="DIR|REPO", help="a checkpoint's own languages instead")
+    languages.set_defaults(run=_languages)
+
+    demo = commands.add_parser("demo", help="identify and transcribe the bundled clips with the bundled models")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(describe(model_or_demo(options.model)))
+    return 0
+
+
+def _languages(options: argparse.Namespace) -> int:
+    published = languages(task=options.task) if options.model is None else []
+    checkpoints = {language.code: ",".join(language.checkpoints(options.task)) for language in published}
+    tags = list(checkpoints) if options.model is None else model_languages(options.model)
+    if options.query is not None:
+        source = options.model or "the published checkpoints"
+        tags = find_languages(options.query, tags, source=source, task=options.task)
+    for tag in tags:
+        print("\t".join([tag, language_name(tag) or "", *([checkpoints[tag]] if tag in checkpoints else [])]))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return run_demo()
+
+
+def _fail(error: Exception) -> int:
+    warn(f"error: {error}")
+    return 1

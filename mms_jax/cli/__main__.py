@@ -1,0 +1,7 @@
+"""``python -m mms_jax.cli``."""
+
+import sys
+
+from mms_jax.cli import main
+
+sys.exit(main())

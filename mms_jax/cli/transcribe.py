@@ -1,0 +1,155 @@
+"""``mms-jax transcribe``: what is said in files, as text, JSON or subtitles."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, print_results, some, warn
+from mms_jax.errors import LanguageError, SettingError
+from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
+from mms_jax.pipelines.chunks import CHUNK_LENGTH
+from mms_jax.pipelines.demo import DEMO_LID
+from mms_jax.pipelines.routing import AUTO
+from mms_jax.pipelines.subtitles import to_srt, to_vtt
+from mms_jax.pipelines.transcription import Transcription, Word
+
+_FILES_AT_A_TIME = 128  # results of so many are printed before the next are read
+_SUBTITLES = {"srt": to_srt, "vtt": to_vtt}
+_SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
+
+
+def add_transcribe(commands: Any) -> None:
+    """The command and its arguments."""
+    transcribe = commands.add_parser("transcribe", help="print what is said in audio files of any length")
+    add_model(transcribe)
+    transcribe.add_argument(
+        "--language", metavar="CODE", help="ISO 639 code, English name, or the model's own tag; auto identifies it"
+    )
+    transcribe.add_argument(
+        "--lid-model", metavar="DIR|REPO", help="what --language auto asks, such as facebook/mms-lid-126"
+    )
+    transcribe.add_argument("--candidates", metavar="CODES", help="with auto: the only languages, such as eng,fra")
+    transcribe.add_argument("--timestamps", choices=("word", "char"), help="json: when each is heard")
+    transcribe.add_argument("--output-dir", metavar="DIR", help="write a file for each there instead of printing it")
+    transcribe.add_argument(
+        "--chunk-length-s", type=float, default=CHUNK_LENGTH, metavar="X", help="longer audio is cut into these (30)"
+    )
+    transcribe.add_argument(
+        "--stride-length-s", type=float, metavar="X", help="of them context on each side (a sixth of the length)"
+    )
+    add_files(transcribe, formats=tuple(_SUFFIXES))
+    transcribe.set_defaults(run=_transcribe)
+
+
+def _transcribe(options: argparse.Namespace) -> int:
+    outputs = _outputs(options)
+    if options.timestamps and options.format != "json":
+        raise SettingError(f"--timestamps are printed with --format json; {options.format} has no place for them")
+    asr = _load(options)
+    failed = 0
+    for start in range(0, len(options.files), _FILES_AT_A_TIME):
+        some_files = options.files[start : start + _FILES_AT_A_TIME]
+        results = asr.transcribe(
+            some_files,
+            candidates=codes(options.candidates),
+            timestamps="word" if options.format in _SUBTITLES else options.timestamps,
+            batch_size=options.batch_size,
+            chunk_length_s=options.chunk_length_s,
+            stride_length_s=options.stride_length_s,
+        )
+        if outputs is not None:
+            failed += _write(outputs[start : start + _FILES_AT_A_TIME], some_files, results, options)
+        elif options.format in _SUBTITLES:
+            failed += _print_subtitles(results[0], options.format)
+        else:
+            failed += print_results(
+                options, some_files, results, line=partial(_line, options), fields=partial(_fields, options)
+            )
+    return 1 if failed else 0
+
+
+def _load(options: argparse.Namespace) -> SpeechRecognizer:
+    auto, lid = options.language == AUTO, options.lid_model
+    if not auto and (lid is not None or options.candidates is not None):
+        raise LanguageError("--lid-model and --candidates are for --language auto")
+    if auto and lid is None:
+        if options.model is not None:
+            raise LanguageError("--language auto needs --lid-model, such as facebook/mms-lid-126")
+        lid = DEMO_LID
+    asr = load_asr(model_or_demo(options.model), language=options.language, dtype=options.dtype, lid=lid)
+    if asr.language is None and len(asr.languages) > 1:
+        raise LanguageError(f"--language is needed; this model knows {some(asr.languages)}")
+    return asr
+
+
+def _line(options: argparse.Namespace, result: Transcription) -> str:
+    return f"{result.language or 'none'}\t{result.text}" if options.language == AUTO else result.text
+
+
+def _fields(options: argparse.Namespace, result: Transcription) -> dict[str, Any]:
+    fields: dict[str, Any] = {"language": result.language, "duration": round(result.duration, 3)}
+    if result.language_probability is not None:
+        fields["language_probability"] = round(result.language_probability, 6)
+    if result.error is not None:
+        return {**fields, "error": str(result.error)}
+    fields["text"] = result.text
+    if options.timestamps:
+        fields["words"] = _times(result.words)
+    if options.timestamps == "char":
+        fields["chars"] = _times(result.chars)
+    return fields
+
+
+def _times(words: Iterable[Word]) -> list[dict[str, Any]]:
+    return [{**word._asdict(), "score": round(word.score, 4)} for word in words]
+
+
+def _outputs(options: argparse.Namespace) -> list[Path] | None:
+    """The file for each result, checked before anything is computed; None: they are printed."""
+    if options.output_dir is None:
+        if options.format in _SUBTITLES and len(options.files) > 1:
+            raise SettingError(f"--format {options.format} makes a file for each; say where: --output-dir DIR")
+        return None
+    directory = Path(options.output_dir)
+    outputs = [directory / (Path(file).stem + _SUFFIXES[options.format]) for file in options.files]
+    doubled = [str(output) for number, output in enumerate(outputs) if output in outputs[:number]]
+    if doubled:
+        raise SettingError(f"--output-dir: {some(doubled)} would be written twice; files of one name go separately")
+    directory.mkdir(parents=True, exist_ok=True)
+    return outputs
+
+
+def _write(
+    outputs: Sequence[Path], files: Sequence[str], results: Sequence[Transcription], options: argparse.Namespace
+) -> int:
+    """Write each result into its file, and name it; returns how many failed, which have none."""
+    failed = 0
+    for output, file, result in zip(outputs, files, results, strict=True):
+        if result.error is not None:
+            failed += 1
+            warn(f"error: {result.error}")
+            continue
+        output.write_text(_content(file, result, options), encoding="utf-8")
+        print(output)
+    return failed
+
+
+def _content(file: str, result: Transcription, options: argparse.Namespace) -> str:
+    if options.format in _SUBTITLES:
+        return _SUBTITLES[options.format](result.segments)
+    if options.format == "json":
+        return json.dumps({"file": file, **_fields(options, result)}, ensure_ascii=False) + "\n"
+    return result.text + "\n"
+
+
+def _print_subtitles(result: Transcription, form: str) -> int:
+    if result.error is not None:
+        warn(f"error: {result.error}")
+        return 1
+    print(_SUBTITLES[form](result.segments), end="")
+    return 0
