@@ -85,9 +85,8 @@ def compare(path: Path, model: str, text: str) -> None:
     )
     start = time.perf_counter()
     theirs = pipeline({"raw": load_audio(path, max_duration=1e9), "sampling_rate": SAMPLING_RATE})["text"]
-    print(
-        f"transformers' pipeline: {time.perf_counter() - start:.1f} s; texts equal: {theirs == text}, {len(text)} letters"
-    )
+    seconds = time.perf_counter() - start
+    print(f"transformers' pipeline: {seconds:.1f} s; texts equal: {theirs == text}, {len(text)} letters")
     assert theirs == text
 
 

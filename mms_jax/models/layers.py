@@ -95,6 +95,11 @@ class Dense(nn.Module):
         return x
 
 
+def row_wise(module: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A module of which every row of the input has one of its own: parameters, too, have a leading axis B."""
+    return nn.vmap(module, variable_axes={"params": 0}, split_rngs={"params": True})
+
+
 def same_padding(kernel_size: int, *, dilation: int = 1) -> tuple[int, int]:
     """Zeros before and behind that keep a convolution's length; an even kernel has one more behind."""
     total = (kernel_size - 1) * dilation

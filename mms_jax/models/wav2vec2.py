@@ -25,6 +25,7 @@ from mms_jax.models.layers import (
     LayerNorm,
     conv,
     einsum,
+    row_wise,
     weight_norm,
 )
 
@@ -150,8 +151,8 @@ class Adapter(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Adapt ``x`` [B, T, D], residual included."""
+    def __call__(self, x: Float[Array, "*batch T D"]) -> Float[Array, "*batch T D"]:
+        """Adapt ``x`` [..., T, D], residual included."""
         bottleneck = self.config.adapter_attn_dim
         assert bottleneck is not None, "the config has no adapters"
         init = nn.initializers.normal(0.02)
@@ -165,6 +166,7 @@ class Layer(nn.Module):
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
+    row_adapters: bool = False
 
     @nn.compact
     def __call__(
@@ -185,7 +187,8 @@ class Layer(nn.Module):
         h = x + dropout(attention(h, frame_mask, deterministic=deterministic))
         if c.do_stable_layer_norm:
             h = h + feed_forward(final_norm(h), deterministic=deterministic)
-            h = Adapter(c, self.dtype, name="adapter")(h) if c.has_adapters else h
+            if c.has_adapters:
+                h = (row_wise(Adapter) if self.row_adapters else Adapter)(c, self.dtype, name="adapter")(h)
         else:
             h = norm(h)
             h = final_norm(h + feed_forward(h, deterministic=deterministic))
@@ -200,6 +203,7 @@ class Encoder(nn.Module):
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
+    row_adapters: bool = False
 
     @nn.compact
     def __call__(
@@ -227,7 +231,9 @@ class Encoder(nn.Module):
         outputs = []
         for i in range(self.config.num_hidden_layers):
             keep = None if layer_keep is None else layer_keep[i]
-            x, _ = Layer(self.config, self.dtype, name=f"layers_{i}")(x, frame_mask, keep, deterministic)
+            x, _ = Layer(self.config, self.dtype, self.row_adapters, name=f"layers_{i}")(
+                x, frame_mask, keep, deterministic
+            )
             outputs.append(x)
         return x, outputs
 
@@ -240,16 +246,23 @@ class Encoder(nn.Module):
             in_axes=in_axes,
             length=self.config.num_hidden_layers,
         )
-        x, outputs = scan(self.config, self.dtype, name="layers")(x, frame_mask, layer_keep, deterministic)
+        x, outputs = scan(self.config, self.dtype, self.row_adapters, name="layers")(
+            x, frame_mask, layer_keep, deterministic
+        )
         return x, tuple(outputs)
 
 
 class Wav2Vec2Model(nn.Module):
-    """The encoder from normalised waveform to hidden states; ``dtype`` is that of matrix-product operands."""
+    """The encoder from normalised waveform to hidden states; ``dtype`` is that of matrix-product operands.
+
+    With ``row_adapters`` every row of a batch has adapters of its own: their parameters have a leading axis B (behind
+    that of layers, if these are scanned).
+    """
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
+    row_adapters: bool = False
 
     @nn.compact
     def __call__(
@@ -286,7 +299,7 @@ class Wav2Vec2Model(nn.Module):
                 x = jnp.where(mask_time_indices[..., None], embed.astype(x.dtype), x)
         if mask_feature_indices is not None:
             x = jnp.where(mask_feature_indices[:, None, :], 0.0, x)
-        return Encoder(c, self.dtype, self.scan_layers, name="encoder")(
+        return Encoder(c, self.dtype, self.scan_layers, self.row_adapters, name="encoder")(
             x,
             frame_mask,
             layer_keep=layer_keep,

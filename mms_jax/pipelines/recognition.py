@@ -14,7 +14,7 @@ from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.features import FeatureExtractor, Features, batch_rows, bucket_length
 from mms_jax.models import Wav2Vec2ForCTC
-from mms_jax.models.trees import Params, merge_trees, unstack_layers
+from mms_jax.models.trees import Params, merge_trees, stack_layers, unstack_layers
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import AdapterBank
 from mms_jax.pipelines.batching import MAX_DURATION, make_batches
@@ -126,16 +126,14 @@ class Recognition:
             return self._compiled[key]
 
     def _forward(self, base: Params, adapters: Params, input_values: jax.Array, attention_mask: jax.Array) -> Any:
-        """Every leaf of ``adapters`` has a leading axis of rows: each row is a model of its own on a shared base."""
+        """Every leaf of ``adapters`` has a leading axis of rows, and layers stacked behind it."""
         width = adapters["lm_head"]["kernel"].shape[-1]
-        module = Wav2Vec2ForCTC(self._config.replace(vocab_size=width), self._dtype, self._scan_layers)
-
-        def one_row(own: Params, values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-            params = merge_trees(base, own if self._scan_layers else unstack_layers(own))
-            output: Any = module.apply({"params": params}, values[None], mask[None])
-            return output.logits[0], output.frame_mask[0]
-
-        logits, frame_mask = jax.vmap(one_row)(adapters, input_values, attention_mask)
+        config = self._config.replace(vocab_size=width)
+        module = Wav2Vec2ForCTC(config, self._dtype, self._scan_layers, row_adapters=True)
+        own = jax.vmap(unstack_layers)(adapters)
+        own = stack_layers(own) if self._scan_layers else own  # the axis of layers first, then that of rows
+        output: Any = module.apply({"params": merge_trees(base, own)}, input_values, attention_mask)
+        logits, frame_mask = output.logits, output.frame_mask
         best = logits.max(axis=-1, keepdims=True)
         return {
             "logits": logits,
