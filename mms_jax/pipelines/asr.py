@@ -126,8 +126,8 @@ class SpeechRecognizer(AdaptedModel):
             A ``Transcription``, or for a list a list of them in order. Audio of less than one frame (25 ms) and digital
             silence (samples within two steps of 16-bit audio of each other) give the text "".
 
-            Memory does not depend on the length of the audio: at most 128 windows are held (246 MB), and
-            ``MAX_DURATION`` seconds of padded audio go through the model at a time.
+            Memory does not depend on the length of the audio: samples of at most 4 x ``batch_size`` whole windows are
+            held (61 MB), and ``MAX_DURATION`` seconds of padded audio go through the model at a time.
 
         Raises:
             LanguageError: a language that is not here, where it is to be that of all items; lists of different lengths.

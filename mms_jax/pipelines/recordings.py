@@ -13,12 +13,13 @@ from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, MMSError
 from mms_jax.pipelines.adapters import Tag
-from mms_jax.pipelines.batching import SILENCE, WINDOW, not_finite
+from mms_jax.pipelines.batching import SILENCE, not_finite
 from mms_jax.pipelines.chunks import Chunk, Chunking, grouped, read_chunks
 from mms_jax.pipelines.recognition import Frames, Recognition
 from mms_jax.pipelines.routing import Router
 
-GROUP_SAMPLES = WINDOW * 30 * SAMPLING_RATE  # most that are held at a time: 246 MB
+ITEMS_HELD = 16  # times the batch size: windows that are sorted by length among each other
+WINDOWS_HELD = 4  # times the batch size: whole windows' worth of samples held at a time, 61 MB by default
 PROGRESS_DELAY = 3.0  # seconds before a bar appears
 
 
@@ -77,10 +78,10 @@ class Reader:
             numbered: whether errors say which of the items they are about.
         """
         todo = [index for index, recording in enumerate(recordings) if recording.error is None]
-        limit = self.max_duration
+        limit, held = self.max_duration, WINDOWS_HELD * self.batch_size * self.chunking.num_samples
         chunks = read_chunks(items, todo, self.chunking, self.config, max_duration=limit, numbered=numbered)
         with self._bar() as bar:
-            for group in grouped(chunks, count=WINDOW, num_samples=GROUP_SAMPLES):
+            for group in grouped(chunks, count=ITEMS_HELD * self.batch_size, num_samples=held):
                 self._read_group([(recordings[index], chunk) for index, chunk in group], bar)
                 yield from (index for index, chunk in group if isinstance(chunk, AudioError) or chunk.is_last)
 
