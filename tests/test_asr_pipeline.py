@@ -14,9 +14,9 @@ import mms_jax
 from mms_jax.errors import (
     AudioError,
     CheckpointError,
-    ConfigError,
     LanguageError,
     NumericsError,
+    SettingError,
     VocabularyError,
 )
 from mms_jax.pipelines.batching import make_batches
@@ -336,6 +336,11 @@ def test_an_adapter_of_another_model_is_refused_by_name(directory, tmp_path):
         asr.load_adapter(tmp_path / "adapter.xyz.safetensors")
 
 
+def test_a_recogniser_says_what_it_is(directory):
+    said = repr(mms_jax.load_asr(directory, language="fra", dtype="bfloat16"))
+    assert said == f"SpeechRecognizer({str(directory)!r}, 3 languages, 'fra' chosen, bfloat16)"
+
+
 def test_an_unsupported_dtype_is_named(directory):
-    with pytest.raises(ConfigError, match="int8"):
+    with pytest.raises(SettingError, match="int8"):
         mms_jax.load_asr(directory, dtype="int8")

@@ -270,14 +270,12 @@ def test_a_voice_is_told_from_a_recognition_checkpoint():
         mms_jax.load_asr(directory("english"))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float64", "fp32", np.int32, np.dtype("float64"), np.floating])
+NO_DTYPES = ["int8", "float64", "fp32", np.int32, np.dtype("float64"), np.floating]
+NO_DTYPES += [3, None, 1.5, True, b"float32", [], {"names": 1}, np.zeros(2)]
+
+
+@pytest.mark.parametrize("dtype", NO_DTYPES)
 def test_an_unsupported_dtype_is_named_before_anything_is_read(dtype):
-    with pytest.raises(ConfigError, match=r"dtype '.*' is not supported; one of float32, bfloat16, float16"):
-        mms_jax.load_tts("no/such/place", dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", [3, None, 1.5, True, b"float32", [], {"names": 1}, np.zeros(2)])
-def test_what_is_no_dtype_is_refused_before_anything_is_read(dtype):
     reason = f"dtype is {dtype!r}; it must be one of float32, bfloat16, float16"
     with pytest.raises(SettingError, match=rf"^{re.escape(reason)}$"):
         mms_jax.load_tts("no/such/place", dtype=dtype)

@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from mms_jax.checkpoint import adapter_filename, save_adapter, save_ctc, save_processor
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, LanguageError
@@ -44,6 +46,11 @@ class AdaptedModel:
         self._lid = lid
         self._current: LanguageAdapter | None = None  # chosen by load_adapter
         self._auto = False  # chosen instead: identify the language of every item
+
+    def __repr__(self) -> str:
+        chosen = f"{self.language!r} chosen" if self.language else "none chosen"
+        name, count = self._store.source.name, len(self.languages)
+        return f"{type(self).__name__}({name!r}, {count} languages, {chosen}, {jnp.dtype(self._dtype)})"
 
     @property
     def languages(self) -> list[str]:

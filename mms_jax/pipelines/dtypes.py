@@ -6,17 +6,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mms_jax.errors import ConfigError, SettingError
+from mms_jax.errors import SettingError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_dtype(dtype: Any) -> Any:
-    """The dtype named; raises ConfigError for one that models are not kept in, SettingError for what is no dtype."""
+    """The dtype named; raises SettingError for one that models are not kept in."""
     # By name: numpy would take None for float64 and [] for a record, and fail in its own way on others.
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", None))
-    if not isinstance(name, str):
-        raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; one of {', '.join(DTYPES)}")
+        raise SettingError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     return jnp.dtype(name).type
