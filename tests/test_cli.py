@@ -193,9 +193,24 @@ def test_text_goes_into_files_where_a_folder_is_named(capsys, tmp_path):
     assert len((tmp_path / "eng-1.txt").read_text(encoding="utf-8").split()) > 2
 
 
+def test_a_file_name_that_is_no_text_gives_valid_json_and_loses_no_other_file(capfd, tmp_path):
+    odd = tmp_path / os.fsdecode(b"bad\xff.flac")
+    odd.write_bytes(CLIPS["eng"].path.read_bytes())
+    command = ["transcribe", str(odd), str(CLIPS["eng"].path), "--language", "eng", "--format", "json"]
+    assert cli.main([*command, "--output-dir", str(tmp_path)]) == 0
+    record, other = (
+        json.loads((tmp_path / os.fsdecode(name)).read_bytes().decode("utf-8"))
+        for name in (b"bad\xff.json", b"eng-1.json")
+    )
+    assert record["file"] == str(odd)
+    assert record["text"] == other["text"]
+    assert "eng-1.json" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["a.wav", "--language", "eng", "--output-dir", ""], "--output-dir is empty"),
         (["a.wav", "b.wav", "--language", "eng", "--format", "srt"], "--output-dir"),
         (["a.wav", "x/a.wav", "--language", "eng", "--output-dir", "."], "written twice"),
         (["a.wav", "--language", "eng", "--timestamps", "word"], "--format json"),

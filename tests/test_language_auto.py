@@ -1,5 +1,6 @@
 """``language="auto"``: identified by one model, recognised by the other, and never by a language nobody heard."""
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 import mms_jax
 from mms_jax.errors import AudioError, CheckpointError, LanguageError
 from mms_jax.pipelines.chunks import cut, make_chunking
+from mms_jax.pipelines.routing import Router
 from tests.checkpoints import LETTERS, many_languages
 from tests.sounds import noise
 from tests.test_lid_parity import compiling_quickly, save_lid
@@ -160,6 +162,7 @@ def test_a_recogniser_is_no_identification_model(directory):
         ("eng", "give a list"),
         (5, "give a list"),
         (["deu"], "deu"),  # not recognised
+        ([None], "None"),
     ],
 )
 def test_candidates_that_cannot_be_are_named(asr, clips, candidates, message):
@@ -182,6 +185,39 @@ def test_scripts_that_no_identifier_tells_apart_are_refused(tmp_path, lid, clips
         _ = result.text
     chosen = asr.transcribe(clips["aze"], language="auto", candidates=["azj-script_cyrillic", "eng", "fra"])
     assert chosen.language in {"azj-script_cyrillic", "eng", "fra"}
+
+
+def test_a_damaged_adapter_is_the_error_of_the_items_identified_as_it(directory, lid, clips, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    path = copy / "adapter.fra.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    asr = mms_jax.load_asr(copy, lid=lid)
+    bad, good = asr.transcribe([clips["fra"], clips["eng"]], language="auto")
+    assert good.error is None
+    assert isinstance(bad.error, CheckpointError)
+    assert "adapter.fra.safetensors" in str(bad.error)
+
+
+def test_a_language_goes_by_its_own_label_rather_than_its_macrolanguage(directory, tmp_path):
+    lid = mms_jax.load_lid(save_lid(tmp_path, labels=("aze", "azj"), num_hidden_layers=1))
+    asr = mms_jax.load_asr(directory, lid=lid)
+    clip = noise(9_000)
+    result = asr.transcribe(clip, language="auto", candidates=["azj-script_latin"])
+    assert (result.language, result.language_probability) == ("azj-script_latin", 1.0)
+    assert Router(lid, asr.languages, asr._store.resolve, candidates=["az"])._tags == {"azj": "azj-script_latin"}
+
+
+def test_a_choice_that_fails_changes_nothing(directory, lid):
+    without = mms_jax.load_asr(directory, language="eng")
+    with pytest.raises(LanguageError, match="identification model"):
+        without.load_adapter("auto")
+    assert without.language == "eng"
+    asr = mms_jax.load_asr(directory, language="auto", lid=lid)
+    with pytest.raises(LanguageError, match="klingon"):
+        asr.load_adapter("klingon")
+    assert asr.language == "auto"
+    with pytest.raises(LanguageError, match="another tag"):
+        asr.load_adapter(directory / "adapter.fra.safetensors", language="auto")
 
 
 def test_logits_of_an_unknown_language_are_refused(asr, clips):

@@ -16,6 +16,7 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError, SettingError
 from mms_jax.pipelines.chunks import cut, make_chunking, read_chunks
 from mms_jax.pipelines.demo import demo_clips
+from mms_jax.pipelines.recordings import WINDOWS_HELD, Reader
 from tests.checkpoints import Reference, many_languages
 from tests.parity import relative_error
 from tests.sounds import encode, noise
@@ -183,6 +184,25 @@ def test_the_duration_of_audio_in_windows_is_that_of_the_whole(asr):
         assert asr.transcribe(noise(num_samples), **SHORT).duration == num_samples / SAMPLING_RATE
 
 
+def test_no_more_windows_are_held_than_the_batch_size_allows(asr, monkeypatch):
+    reader, sizes = Reader._read_group, []
+
+    def counted(self, group, bar):
+        sizes.append(sum(len(chunk.samples) for _, chunk in group))
+        return reader(self, group, bar)
+
+    monkeypatch.setattr(Reader, "_read_group", counted)
+    asr.transcribe([noise(200_000)] * 3, batch_size=2, **SHORT)
+    assert 0 <= max(sizes) - WINDOWS_HELD * 2 * 16_000 < 16_000  # the last one may go beyond
+    assert len(sizes) > 6
+
+
+def test_a_window_holds_its_own_samples_and_not_the_block_they_came_in():
+    block = noise(100_000)
+    chunks = list(cut([block], make_chunking(CONFIG, **SHORT), CONFIG))
+    assert all(chunk.samples.base is None for chunk in chunks)
+
+
 def test_a_long_file_is_read_as_it_is_recognised(tmp_path):
     path = tmp_path / "long.wav"
     with soundfile.SoundFile(path, "w", SAMPLING_RATE, 1, format="WAV") as file:
@@ -206,6 +226,7 @@ def test_a_file_that_breaks_off_is_an_error_though_its_beginning_was_recognised(
     results = asr.transcribe([path, noise(20_000), path], **SHORT)
     assert [isinstance(result.error, AudioError) for result in results] == [True, False, True]
     assert "broken.wav" in str(results[0].error)
+    assert results[0].duration == 0.0
     with pytest.raises(AudioError, match=r"broken\.wav"):
         asr.transcribe(path, **SHORT)
 
@@ -253,6 +274,6 @@ def test_a_bar_is_shown_on_stderr_where_it_is_wanted(asr, capsys, monkeypatch):
     asr.transcribe(noise(64_000), progress=True, **SHORT)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "s of audio in" in shown.err
+    assert "transcribed 4 s of audio in" in shown.err
     asr.transcribe(noise(64_000), **SHORT)  # stderr is no terminal here
     assert capsys.readouterr().err == ""

@@ -115,6 +115,28 @@ def test_a_mixed_batch_is_one_call_however_the_model_is_loaded(directory, clips,
         assert relative_error(many, one) <= TOLERANCE
 
 
+def test_text_is_decoded_with_the_vocabulary_of_the_adapter_that_heard_it(directory, clips, alone):
+    """While one thread replaces an adapter, another hears one or the other, never a mixture."""
+    asr = mms_jax.load_asr(directory)
+    wanted = {
+        asr.tokenizer.vocabulary(language).decode(alone[1, language].argmax(-1))
+        for language in ("fra", "azj-script_latin")
+    }
+    assert len(wanted) == 2
+
+    def replace_it(number):
+        language = ("fra", "azj-script_latin")[number % 2]
+        path = directory / f"adapter.{language}.safetensors"
+        asr.load_adapter(path, language="xyz", vocab=vocab(MORE_LETTERS[language]))
+
+    replace_it(0)
+    with ThreadPoolExecutor(1) as pool:
+        replaced = pool.map(replace_it, range(60))
+        heard = {asr.transcribe(clips[1], language="xyz").text for _ in range(60)}
+        list(replaced)
+    assert heard <= wanted
+
+
 def test_a_new_language_takes_a_free_slot_and_nothing_is_compiled(directory, clips):
     asr = mms_jax.load_asr(directory)
     batch = clips[1], clips[5]  # of one length
@@ -130,9 +152,9 @@ def test_a_new_language_takes_a_free_slot_and_nothing_is_compiled(directory, cli
 def test_a_wider_vocabulary_widens_every_head_once_and_changes_no_result(directory, clips):
     asr = mms_jax.load_asr(directory)
     before = asr.logits(clips[1], language="fra")[0]
-    assert asr._bank.width == 64
+    assert asr._bank._width == 64
     asr.transcribe(clips[1], language="cmn-script_simplified")
-    assert asr._bank.width == 256
+    assert asr._bank._width == 256
     np.testing.assert_allclose(asr.logits(clips[1], language="fra")[0], before, atol=BATCH_TOLERANCE, rtol=0)
 
 
@@ -146,7 +168,30 @@ def test_more_languages_than_fit_are_split_and_the_least_recently_used_leave(dir
     assert small._bank.capacity == 2
     for language in ("eng", "fra", "eng", "deu"):
         small.transcribe(clips[0], language=language)
-    assert small._bank.resident == ["eng", "deu"]
+    assert list(small._bank._slots) == ["eng", "deu"]
+
+
+def test_where_three_languages_fit_rows_still_come_in_powers_of_two(directory, asr, clips, alone):
+    small = mms_jax.load_asr(directory, adapter_memory=3 * slot_bytes(asr))
+    languages = [LANGUAGES[number % 5] for number in range(8)]
+    found = small.logits([clips[1]] * 8, language=languages)
+    assert small._bank.capacity == 3
+    assert {rows for rows, *_ in small._recognition._compiled} <= {1, 2, 4, 8}
+    for logits, language in zip(found, languages, strict=True):
+        assert np.abs(logits - alone[1, language]).max() <= BATCH_TOLERANCE
+
+
+def test_a_file_that_is_gone_when_it_is_read_again_is_its_items_error(directory, clips, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    asr = mms_jax.load_asr(copy, adapter_memory=0)
+    expected = asr.transcribe(clips[1], language="eng").text
+    for language in ("fra", "eng", "deu"):
+        asr.transcribe(clips[1], language=language)
+    (copy / "adapter.fra.safetensors").unlink()
+    results = asr.transcribe([clips[1]] * 4, language=["deu", "fra", "eng", "fra"])
+    assert [result.error is None for result in results] == [True, False, True, False]
+    assert "adapter.fra.safetensors" in str(results[1].error)
+    assert results[2].text == expected
 
 
 def test_memory_for_less_than_one_adapter_holds_one(directory, clips, alone):
@@ -173,8 +218,8 @@ def test_slots_are_made_as_languages_come_and_never_beyond_the_memory():
         sizes.append(bank._leaves["lm_head"]["bias"].shape[0])
     assert sizes[:2] == [1, FIRST_SLOTS]
     assert sorted(set(sizes)) == [1, 16, 32, 40]
-    assert len(bank.resident) == 40
-    assert bank.resident[-1] == "x59"
+    assert len(bank._slots) == 40
+    assert list(bank._slots)[-1] == "x59"
 
 
 def test_many_threads_hear_what_one_hears(directory, clips, alone):
@@ -204,6 +249,19 @@ def test_a_language_that_is_not_there_is_its_items_error_in_a_list(asr, clips):
     with pytest.raises(LanguageError, match="say which"):
         _ = results[3].text
     assert results[2].text == asr.transcribe(clips[2], language="fra").text
+
+
+@pytest.mark.parametrize("languages", [{"eng", "fra"}, {"eng": 1, "fra": 2}, np.array("eng"), 5, b"eng"])
+def test_languages_in_no_order_are_refused(asr, clips, languages):
+    with pytest.raises(LanguageError, match="give a code, a name, or a list"):
+        asr.transcribe(clips[:2], language=languages)
+
+
+def test_languages_may_come_as_an_array_and_what_is_none_is_its_items_error(asr, clips):
+    results = asr.transcribe(clips[:2], language=np.array(["eng", "fra"]))
+    assert [type(result.language) for result in results] == [str, str]
+    results = asr.transcribe(clips[:3], language=[["eng"], 5, "fra"])
+    assert [isinstance(result.error, LanguageError) for result in results] == [True, True, False]
 
 
 def test_as_many_languages_as_items_are_asked_for(asr, clips):

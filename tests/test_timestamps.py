@@ -11,15 +11,17 @@ import mms_jax
 from mms_jax.audio import SAMPLING_RATE, load_audio
 from mms_jax.errors import AudioError, SettingError
 from mms_jax.pipelines.demo import demo_clips
-from mms_jax.pipelines.subtitles import LINE, to_srt, to_vtt
+from mms_jax.pipelines.subtitles import to_srt, to_vtt
 from mms_jax.pipelines.transcription import (
-    MAX_COLUMNS,
+    LINE,
+    MAX_LINES,
     MAX_SEGMENT,
     PAUSE,
     Segment,
     Times,
     Transcription,
     Word,
+    wrap,
 )
 from tests.checkpoints import Reference
 from tests.sounds import noise
@@ -140,11 +142,10 @@ def test_a_pause_parts_subtitles():
 
 
 def test_the_end_of_a_sentence_parts_subtitles():
-    assert [segment.text for segment in spoken(("Yes.", 0.3), ("No", 0.3), ("は。", 0.3), ("x", 0.1)).segments] == [
-        "Yes.",
-        "No は。",
-        "x",
-    ]
+    result = spoken(("Yes.", 0.3), ("No", 0.3), ("は。", 0.3), ("3.14", 0.1), ("x", 0.1))
+    assert [segment.text for segment in result.segments] == ["Yes.", "No は。", "3.14 x"]
+    spaceless = spoken(("文" * 50 + "。" + "文" * 20 + ".文", 6.0))
+    assert [segment.text for segment in spaceless.segments] == ["文" * 42, "文" * 8 + "。", "文" * 20 + ".文"]
 
 
 @given(
@@ -156,10 +157,18 @@ def test_the_end_of_a_sentence_parts_subtitles():
 def test_no_subtitle_is_too_long_and_no_word_is_lost(words):
     result = spoken(*words)
     for segment in result.segments:
-        wide = sum(char == "文" for char in segment.text)
-        assert len(segment.text) + wide <= MAX_COLUMNS or len(segment.text) == 1
+        lines = wrap(segment.text)
+        assert len(lines) <= MAX_LINES
+        assert all(len(line) + line.count("文") <= LINE for line in lines)
         assert segment.end - segment.start <= MAX_SEGMENT + 1e-9 or len(segment.text) == 1
     assert "".join(segment.text for segment in result.segments).replace(" ", "") == "".join(word for word, *_ in words)
+
+
+def test_lines_are_broken_at_spaces_and_within_what_is_longer():
+    assert wrap(" ".join(["a" * 30, "b" * 30, "c" * 11])) == ["a" * 30, "b" * 30 + " " + "c" * 11]
+    assert wrap("文" * 50) == ["文" * 21, "文" * 21, "文" * 8]
+    assert wrap("a" * 100) == ["a" * 42, "a" * 42, "a" * 16]
+    assert wrap("") == [""]
 
 
 def test_srt_is_what_players_read():

@@ -9,7 +9,7 @@ from tests.checkpoints import LETTERS, many_languages, one_vocabulary
 from tests.compilations import compilations
 from tests.parity import BASE
 from tests.sounds import noise
-from tests.test_lid_parity import compiling_quickly
+from tests.test_lid_parity import compiling_quickly, save_lid
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +37,17 @@ def test_nothing_is_compiled_after_a_warm_up_over_two_hundred_random_lists(direc
             asr.transcribe(clips, language=chosen, batch_size=4, chunk_length_s=0.2, timestamps="word")
     assert compiled == []
     assert asr.warmup(languages=LETTERS, max_duration=0.2, batch_size=4) == count
+
+
+def test_a_warm_up_of_auto_compiles_the_identifier_and_the_widest_head_too(directory, tmp_path):
+    lid = mms_jax.load_lid(save_lid(tmp_path, labels=("eng", "fra"), num_hidden_layers=1))
+    asr = mms_jax.load_asr(directory, language="auto", lid=lid)
+    asr.warmup(max_duration=0.1, batch_size=2)
+    asr.warmup(languages=["auto", "eng", "fra"], max_duration=0.1, batch_size=2)
+    with compilations() as compiled:
+        for seed in range(10):
+            asr.transcribe([noise(400 + 120 * seed, seed=seed), noise(1_000, seed=seed)], batch_size=2)
+    assert compiled == []
 
 
 def test_what_was_not_warmed_up_is_compiled(directory):

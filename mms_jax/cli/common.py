@@ -61,10 +61,15 @@ def print_results(
             failed += 1
             warn(f"error: {result.error}")
         if options.format == "json":
-            print(json.dumps({"file": file, **fields(result)}, ensure_ascii=False))
+            print(to_json({"file": file, **fields(result)}))
         elif result.error is None:
             print(line(result) if len(options.files) == 1 else f"{file}\t{line(result)}")
     return failed
+
+
+def to_json(fields: Mapping[str, Any]) -> str:
+    """One line of JSON: text as it is, and the bytes of file names that are no text as escapes."""
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def some(items: Sequence[str], *, limit: int = 8) -> str:

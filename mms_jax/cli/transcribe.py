@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, print_results, some, warn
+from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, print_results, some, to_json, warn
 from mms_jax.errors import LanguageError, SettingError
+from mms_jax.files import atomic_write
 from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
 from mms_jax.pipelines.chunks import CHUNK_LENGTH
 from mms_jax.pipelines.demo import DEMO_LID
@@ -115,12 +117,16 @@ def _outputs(options: argparse.Namespace) -> list[Path] | None:
         if options.format in _SUBTITLES and len(options.files) > 1:
             raise SettingError(f"--format {options.format} makes a file for each; say where: --output-dir DIR")
         return None
+    if not options.output_dir:
+        raise SettingError("--output-dir is empty; name a folder")
     directory = Path(options.output_dir)
     outputs = [directory / (Path(file).stem + _SUFFIXES[options.format]) for file in options.files]
-    doubled = [str(output) for number, output in enumerate(outputs) if output in outputs[:number]]
+    doubled = [str(output) for output, count in Counter(outputs).items() if count > 1]
     if doubled:
         raise SettingError(f"--output-dir: {some(doubled)} would be written twice; files of one name go separately")
     directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise SettingError(f"--output-dir {directory}: cannot be written; name a folder of your own")
     return outputs
 
 
@@ -134,7 +140,8 @@ def _write(
             failed += 1
             warn(f"error: {result.error}")
             continue
-        output.write_text(_content(file, result, options), encoding="utf-8")
+        with atomic_write(output) as stream:
+            stream.write(_content(file, result, options).encode())
         print(output)
     return failed
 
@@ -143,7 +150,7 @@ def _content(file: str, result: Transcription, options: argparse.Namespace) -> s
     if options.format in _SUBTITLES:
         return _SUBTITLES[options.format](result.segments)
     if options.format == "json":
-        return json.dumps({"file": file, **_fields(options, result)}, ensure_ascii=False) + "\n"
+        return to_json({"file": file, **_fields(options, result)}) + "\n"
     return result.text + "\n"
 
 

@@ -126,16 +126,18 @@ class AdaptedModel:
             raise CheckpointError(f"{adapter}: no such file")
         if not is_file and (language is not None or vocab is not None):
             raise LanguageError(f"{adapter!r} is no adapter file (*.safetensors), so language= and vocab= do not apply")
-        self._auto = adapter == AUTO
-        if self._auto:
-            self._current = None
+        if language == AUTO:
+            raise LanguageError(f"{adapter}: language='auto' asks for identification; keep it under another tag")
+        if adapter == AUTO:
             _ = self.lid  # not later, in the middle of a list
+            chosen = None
         elif is_file:
             assert language is not None
-            self._current = self._store.add(adapter, language=language, vocab=vocab)
+            chosen = self._store.add(adapter, language=language, vocab=vocab)
             self._bank.forget(language)
         else:
-            self._current = self._store.read(self._store.resolve(str(adapter)))
+            chosen = self._store.read(self._store.resolve(str(adapter)))
+        self._current, self._auto = chosen, adapter == AUTO  # last: what fails changes nothing
 
     def save_adapter(
         self, directory: str | PathLike[str], *, language: str | None = None, overwrite: bool = False
@@ -173,6 +175,12 @@ class AdaptedModel:
         tree = unstack_layers(tree) if self._scan_layers else tree
         save_ctc(directory, config=self._config.replace(vocab_size=chosen.vocab_size), params=tree)
         save_processor(directory, self.feature_extractor, language_tokenizer(chosen, self.tokenizer))
+
+    @property
+    def _widest(self) -> str | None:
+        """The language with the most tokens."""
+        vocabularies = self._store.tokenizer.vocab if self._store.tokenizer.is_nested else {}
+        return max(self.languages, key=lambda tag: len(vocabularies.get(tag, ())), default=None)
 
     def _tag(self, language: str | None) -> Tag:
         if language is None and self._current is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -21,13 +21,13 @@ from mms_jax.checkpoint import (
     require,
 )
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import CheckpointError, LanguageError, SettingError
+from mms_jax.errors import LanguageError, SettingError
 from mms_jax.models.trees import split_adapter, stack_layers
 from mms_jax.pipelines.adapted import AdaptedModel
 from mms_jax.pipelines.adapters import AdapterStore
 from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
 from mms_jax.pipelines.batching import MAX_DURATION, is_many
-from mms_jax.pipelines.chunks import CHUNK_LENGTH, make_chunking
+from mms_jax.pipelines.chunks import CHUNK_LENGTH, Chunking, make_chunking
 from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.pipelines.lid import LanguageIdentifier
 from mms_jax.pipelines.recognition import Recognition
@@ -138,8 +138,9 @@ class SpeechRecognizer(AdaptedModel):
         if timestamps not in (None, "word", "char"):
             raise SettingError(f"timestamps is {timestamps!r}; it must be 'word', 'char' or None")
         items, recordings, many = self._recordings(audio, language)
-        lengths: dict[str, Any] = {"chunk": (chunk_length_s, stride_length_s), "max_duration": max_duration}
-        reader = self._reader(recordings, candidates, batch_size=batch_size, progress=progress, **lengths)
+        chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
+        router = self._router(recordings, candidates)
+        reader = self._reader(chunking, batch_size, max_duration, router=router, progress=progress)
         results: dict[int, Transcription] = {}
         for index in reader.read(items, recordings, numbered=many):
             results[index] = self._transcription(recordings[index], timestamps)
@@ -170,8 +171,8 @@ class SpeechRecognizer(AdaptedModel):
         items, recordings, many = self._recordings(audio, language)
         if any(recording.undecided for recording in recordings):
             raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
-        lengths: dict[str, Any] = {"chunk": (chunk_length_s, stride_length_s), "max_duration": max_duration}
-        reader = self._reader(recordings, None, batch_size=batch_size, logits=True, **lengths)
+        chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
+        reader = self._reader(chunking, batch_size, max_duration, logits=True)
         complete = set(reader.read(items, recordings, numbered=many))
         for recording in recordings:
             if recording.error is not None:
@@ -189,7 +190,8 @@ class SpeechRecognizer(AdaptedModel):
         """Compile for every shape of batch that audio up to a length can need, so that no call does it later.
 
         Args:
-            languages: to bring onto the device; the widest vocabulary among them decides the shape of the head.
+            languages: to bring onto the device; the widest vocabulary among them decides the shape of the head. "auto"
+                compiles the identifier too and, without others, the head for the widest of all.
             max_duration: of windows, seconds: the ``chunk_length_s`` of the calls to come, or less where all audio is
                 shorter.
             batch_size: that of the calls to come.
@@ -201,9 +203,13 @@ class SpeechRecognizer(AdaptedModel):
             LanguageError: a language that is not here. SettingError: a length out of its range.
         """
         check_number("max_duration", max_duration, 0, MAX_DURATION)
-        chosen = list(languages) or [None]
-        tags = [self._tag(language) for language in chosen]
-        self._recognition.warm_up(tags, duration=max_duration, batch_size=check_integer("batch_size", batch_size, 1))
+        check_integer("batch_size", batch_size, 1)
+        chosen: list[str | None] = [languages] if isinstance(languages, str) else list(languages)
+        if AUTO in chosen or (not chosen and self._auto):
+            self.lid.warmup(max_duration=max_duration, batch_size=batch_size)
+            chosen = [one for one in chosen if one != AUTO] or [self._widest]
+        tags = [self._tag(language) for language in chosen or [None]]
+        self._recognition.warm_up(tags, duration=max_duration, batch_size=batch_size)
         return self._recognition.num_compiled
 
     def _recordings(self, audio: Any, language: str | Sequence[str] | None) -> tuple[list[Any], list[Recording], bool]:
@@ -215,13 +221,14 @@ class SpeechRecognizer(AdaptedModel):
             if found.error is not None:
                 raise found.error
             return items, [replace(found, parts=[]) for _ in items], many
-        if isinstance(language, bytes) or not isinstance(language, Iterable):
+        unordered = isinstance(language, (bytes, Mapping, Set)) or getattr(language, "ndim", 1) != 1
+        if unordered or not isinstance(language, Iterable):
             raise LanguageError(f"language is {language!r}; give a code, a name, or a list of them")
         languages = list(language)
         if len(languages) != len(items):
             raise LanguageError(f"{len(items)} item(s), but {len(languages)} language(s); give one for all or one each")
-        decided = {one: self._decided(one) for one in dict.fromkeys(languages)}
-        return items, [replace(decided[one], parts=[]) for one in languages], many
+        decided = {one: self._decided(one) for one in dict.fromkeys(map(_hashable, languages))}
+        return items, [replace(decided[_hashable(one)], parts=[]) for one in languages], many
 
     def _decided(self, language: str | None) -> Recording:
         """An empty recording in a language; with its error, if it has no usable adapter here."""
@@ -229,36 +236,38 @@ class SpeechRecognizer(AdaptedModel):
             return Recording(undecided=True)
         try:
             tag = self._tag(language)
-            self._bank.alphabet(tag)  # a damaged adapter shows now, before anything is decoded
-            return Recording(tag)
-        except (LanguageError, CheckpointError) as error:
-            return Recording(None, error=error)
+        except LanguageError as error:
+            return Recording(error=error)
+        error = self._recognition.unreadable(tag)  # a damaged adapter shows now, before anything is decoded
+        return Recording(tag) if error is None else Recording(error=error)
+
+    def _router(self, recordings: Sequence[Recording], candidates: Iterable[str] | None) -> Router | None:
+        if any(recording.undecided for recording in recordings):
+            return Router(self.lid, self.languages, self._store.resolve, candidates=candidates)
+        if candidates is not None:
+            raise LanguageError("candidates are those of language='auto'; here every item's language is given")
+        return None
 
     def _reader(
         self,
-        recordings: Sequence[Recording],
-        candidates: Iterable[str] | None,
-        *,
+        chunking: Chunking,
         batch_size: int,
-        chunk: tuple[Any, Any],
         max_duration: float,
+        *,
+        router: Router | None = None,
         progress: bool | None = False,
         logits: bool = False,
     ) -> Reader:
-        auto = any(recording.undecided for recording in recordings)
-        if candidates is not None and not auto:
-            raise LanguageError("candidates are those of language='auto'; here every item's language is given")
-        router = Router(self.lid, self.languages, self._store.resolve, candidates=candidates) if auto else None
         return Reader(
             self._config,
             self._recognition,
-            make_chunking(self._config, chunk_length_s=chunk[0], stride_length_s=chunk[1]),
+            chunking,
             check_integer("batch_size", batch_size, 1),
             check_number("max_duration", max_duration, 0.001, math.inf),
             self._dtype,
-            router,
-            logits,
-            progress,
+            router=router,
+            logits=logits,
+            progress=progress,
         )
 
     def _transcription(self, recording: Recording, timestamps: Timestamps) -> Transcription:
@@ -267,12 +276,17 @@ class SpeechRecognizer(AdaptedModel):
         )
         if recording.error is not None:
             return result
-        if recording.undecided:  # nothing but silence: in no language, so without text
+        vocabulary = recording.vocabulary
+        if vocabulary is None:  # nothing but silence
             return replace(result, transcript="", times=Times((), ()) if timestamps else None)
-        vocabulary = self._bank.alphabet(recording.tag).vocabulary
         ids = recording.ids(blank_id=vocabulary.blank_id)
         if timestamps is None:
             return replace(result, transcript=vocabulary.decode(ids))
         hop = self._config.samples_per_frame / SAMPLING_RATE
         text, times = timed(ids, recording.scores(), vocabulary, seconds_per_frame=hop)
         return replace(result, transcript=text, times=times)
+
+
+def _hashable(language: Any) -> Any:
+    """An element of a list of languages as a key: str is str, whatever numpy calls it; the rest is refused later."""
+    return str(language) if isinstance(language, str) else language if language is None else repr(language)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mms_jax.errors import MMSError
 from mms_jax.models.layers import MASKED_SCORE
 from mms_jax.models.trees import Params
 from mms_jax.pipelines.adapters import LanguageAdapter, Tag
@@ -29,12 +30,28 @@ class Alphabet(NamedTuple):
     vocab_size: int  # columns of its head, padding not counted
 
 
+class Gathered(NamedTuple):
+    """The adapters of some rows."""
+
+    leaves: Params  # each [rows, …], layers stacked behind that axis
+    alphabets: list[Alphabet]  # of each row
+
+
+class LostAdapterError(Exception):
+    """An adapter cannot be read (any more)."""
+
+    def __init__(self, tag: Tag, error: MMSError):
+        super().__init__(tag, error)
+        self.tag, self.error = tag, error
+
+
 class AdapterBank:
     """Adapters and heads stacked on the device, each language in a slot; the least recently used one leaves for a new.
 
     Heads are as wide as the widest vocabulary so far, rounded up to a power of two: added columns never win. A new
-    language changes the contents of a slot and no shape, so nothing is compiled for it; only a wider vocabulary than
-    any before changes the shape of the model's call. Safe to use from many threads.
+    language changes the contents of a free slot and no shape, so nothing is compiled for it. Where there is none, there
+    are made 16, 32, … at once, for which three small programs are compiled, and only a wider vocabulary than any before
+    changes the shape of the model's call. Safe to use from many threads.
 
     Args:
         read: the adapter of a tag, from its file.
@@ -60,20 +77,21 @@ class AdapterBank:
                 self._add(self._read(tag), keep=frozenset())
             return self._alphabets[tag]
 
-    def gather(self, tags: Sequence[Tag]) -> tuple[Params, int]:
-        """The adapters of rows in these languages: leaves [rows, …], layers stacked behind that axis, and rows.
+    def gather(self, tags: Sequence[Tag]) -> Gathered:
+        """The adapters of rows in these languages.
 
         Where the languages are more than fit at once these are the first rows only, and a power of two of them.
 
         Raises:
-            CheckpointError: a file that could be read before cannot any more.
+            LostAdapterError: one of them cannot be read.
         """
         with self._lock:
-            for tag in dict.fromkeys(tags):
-                self.alphabet(tag)  # first, because a wider head than any before empties the slots
-            num_rows = self._hold(tags)
+            width, num_rows = None, 0
+            while width != self._width:  # a wider head than any before empties the slots
+                width = self._width
+                num_rows = self._hold(tags)
             slots = np.array([self._slots[tag] for tag in tags[:num_rows]], np.int32)
-            return _gather(self._leaves, slots), num_rows
+            return Gathered(_gather(self._leaves, slots), [self._alphabets[tag] for tag in tags[:num_rows]])
 
     def forget(self, tag: Tag) -> None:
         """Read this language again when it is next asked for: its adapter is another one now."""
@@ -87,16 +105,6 @@ class AdapterBank:
         """Languages that fit at once, as wide as heads are now."""
         return max(1, self._memory // self._slot_bytes)
 
-    @property
-    def width(self) -> int:
-        """Columns of every head."""
-        return self._width
-
-    @property
-    def resident(self) -> list[Tag]:
-        """Languages on the device, the least recently used first."""
-        return list(self._slots)
-
     def _hold(self, tags: Sequence[Tag]) -> int:
         """Bring languages in, row by row, until no slot is left; returns how many rows, a power of two."""
         for tag in dict.fromkeys(tags):
@@ -105,11 +113,17 @@ class AdapterBank:
         held: set[Tag] = set()
         num_rows = 0
         for tag in tags:
-            if tag not in self._slots and not self._add(self._read(tag), keep=held):
+            if tag not in self._slots and not self._add(self._read_again(tag), keep=held):
                 break
             held.add(tag)
             num_rows += 1
         return 1 << (num_rows.bit_length() - 1)
+
+    def _read_again(self, tag: Tag) -> LanguageAdapter:
+        try:
+            return self._read(tag)
+        except MMSError as error:
+            raise LostAdapterError(tag, error) from error
 
     def _add(self, adapter: LanguageAdapter, *, keep: frozenset[Tag] | set[Tag]) -> bool:
         """Put an adapter into a slot; False if every slot holds a language of ``keep``."""

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from mms_jax.audio import load_audio
+from mms_jax.audio import SAMPLING_RATE, load_audio
+from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError
-from mms_jax.features import FeatureExtractor, Features, bucket_length, bucketed_batches
+from mms_jax.features import FeatureExtractor, Features, batch_rows, bucket_length, bucketed_batches
 
 T = TypeVar("T")
 
@@ -94,6 +95,24 @@ def make_batches(
                 features.input_values[row, : len(normalised)] = normalised
                 features.attention_mask[row, : len(normalised)] = True
             yield Batch(indices, features)
+
+
+def pads(config: Wav2Vec2Config) -> bool:
+    """Whether rows may be padded to a bucket's length: the result of models with a group norm would depend on it."""
+    return config.feat_extract_norm == "layer"
+
+
+def batch_shapes(config: Wav2Vec2Config, *, duration: float, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Every (rows, samples) that batches of waveforms up to ``duration`` seconds can have; none if nothing is padded.
+
+    Such models (group norm) have a shape for every length.
+    """
+    longest = bucket_length(max(config.min_samples, int(duration * SAMPLING_RATE)))
+    num_samples = bucket_length(config.min_samples)
+    while pads(config) and num_samples <= longest:
+        most = batch_rows(num_samples, batch_size=batch_size, max_samples=int(MAX_DURATION * SAMPLING_RATE))
+        yield from ((1 << power, num_samples) for power in range(most.bit_length()))
+        num_samples = bucket_length(num_samples + 1)
 
 
 def powers_of_two(items: list[T]) -> Iterator[list[T]]:

@@ -92,7 +92,7 @@ def cut(blocks: Iterable[np.ndarray], chunking: Chunking, config: Wav2Vec2Config
             samples = rest[: chunking.num_samples].copy()  # a view would hold the whole block
             yield Chunk(samples, start, slice(first, chunking.stop), is_last=False)
             rest, start, first = rest[chunking.step :], start + chunking.step, chunking.left
-    yield Chunk(rest, start, slice(first, int(config.num_frames(len(rest)))), is_last=True)
+    yield Chunk(rest.copy(), start, slice(first, int(config.num_frames(len(rest)))), is_last=True)
 
 
 def read_chunks(

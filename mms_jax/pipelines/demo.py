@@ -24,7 +24,7 @@ DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "asr"
 DEMO_LID = DEMO_MODEL.parent / "lid"
 SUBTITLED = "spa"  # of the demo's languages the one it hears best
 TWO_MINUTES = 120.0  # seconds
-PAUSE = 0.8  # seconds between clips: more than parts two subtitles
+GAP = 0.8  # seconds between clips: more than parts two subtitles
 SHOWN = 4  # subtitles
 
 
@@ -75,7 +75,7 @@ def _transcribe_all(asr: SpeechRecognizer, clips: Sequence[Clip]) -> None:
 
 def _subtitle(asr: SpeechRecognizer, clips: Sequence[Clip]) -> None:
     """Audio longer than a window, made of clips with pauses."""
-    pause = np.zeros(int(PAUSE * SAMPLING_RATE), np.float32)
+    pause = np.zeros(int(GAP * SAMPLING_RATE), np.float32)
     once = np.concatenate([part for clip in clips for part in (load_audio(clip.path), pause)])
     long = np.tile(once, math.ceil(TWO_MINUTES * SAMPLING_RATE / len(once)))[: int(TWO_MINUTES * SAMPLING_RATE)]
     start = time.perf_counter()

@@ -27,9 +27,10 @@ from mms_jax.features import FeatureExtractor
 from mms_jax.languages import resolve_language
 from mms_jax.models import Wav2Vec2ForSequenceClassification
 from mms_jax.models.trees import Params, unstack_layers
-from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, is_many, not_finite
+from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, batch_shapes, is_many, not_finite
 from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
+from mms_jax.pipelines.settings import check_integer, check_number
 
 
 class Candidate(NamedTuple):
@@ -197,6 +198,21 @@ class LanguageIdentifier:
             rows = dict(self._forward(items, batch_size))
             results += [np.array(rows[index]["logits"]) for index in range(len(items))]
         return results
+
+    def warmup(self, *, max_duration: float = 30.0, batch_size: int = 8) -> int:
+        """Compile for every shape of batch that audio up to ``max_duration`` seconds can need; returns how many.
+
+        As ``SpeechRecognizer.warmup``; models that never pad (group norm) have a shape for every length, so none here.
+
+        Raises:
+            SettingError: a length or size out of its range.
+        """
+        check_number("max_duration", max_duration, 0, MAX_DURATION)
+        check_integer("batch_size", batch_size, 1)
+        shapes = list(batch_shapes(self._config, duration=max_duration, batch_size=batch_size))
+        for shape in shapes:
+            jax.block_until_ready(self._jitted(self._params, np.zeros(shape, np.float32), np.ones(shape, bool)))
+        return len(shapes)
 
     def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
         """Write a whole checkpoint that this library and transformers load.

@@ -12,12 +12,14 @@ import numpy as np
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.features import FeatureExtractor, Features, batch_rows, bucket_length
+from mms_jax.errors import CheckpointError, LanguageError, MMSError
+from mms_jax.features import FeatureExtractor, Features
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, stack_layers, unstack_layers
 from mms_jax.pipelines.adapters import Tag
-from mms_jax.pipelines.bank import AdapterBank
-from mms_jax.pipelines.batching import MAX_DURATION, make_batches
+from mms_jax.pipelines.bank import AdapterBank, Alphabet, LostAdapterError
+from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, make_batches, pads
+from mms_jax.text.ctc import CTCVocabulary
 
 
 class Frames(NamedTuple):
@@ -27,6 +29,7 @@ class Frames(NamedTuple):
     scores: np.ndarray  # float32 [T]: its probability
     finite: bool  # whether all logits are
     logits: np.ndarray | None  # float32 [T, V]; None where nobody asked for them
+    vocabulary: CTCVocabulary  # of which they are tokens
 
 
 class Recognition:
@@ -58,7 +61,7 @@ class Recognition:
 
     def __call__(
         self, waveforms: Sequence[np.ndarray], tags: Sequence[Tag], *, batch_size: int, logits: bool = False
-    ) -> Iterator[tuple[int, Frames]]:
+    ) -> Iterator[tuple[int, Frames | MMSError]]:
         """Recognise waveforms, float32 [S] of at least one frame each, each in the language of its tag.
 
         Args:
@@ -68,26 +71,39 @@ class Recognition:
             logits: whether to bring them from the device too.
 
         Yields:
-            (index, what was recognised), in no particular order.
+            (index, what was recognised, or why its adapter cannot be read any more), in no particular order.
         """
         batches = make_batches(
             waveforms,
             self._feature_extractor,
             batch_size=batch_size,
             max_samples=int(MAX_DURATION * SAMPLING_RATE),
-            pad=self._pads,
+            pad=pads(self._config),
         )
         for batch in batches:
-            start = 0
-            while start < len(batch.indices):
-                adapters, num_rows = self._bank.gather([tags[index] for index in batch.indices[start:]])
-                rows = slice(start, start + num_rows)
-                outputs = self._run(adapters, Features(*(array[rows] for array in batch.features)))
-                for row, index in enumerate(batch.indices[rows]):
+            rows = list(range(len(batch.indices)))
+            while rows:
+                try:
+                    gathered = self._bank.gather([tags[batch.indices[row]] for row in rows])
+                except LostAdapterError as lost:
+                    without = [row for row in rows if tags[batch.indices[row]] == lost.tag]
+                    yield from ((batch.indices[row], lost.error) for row in without)
+                    rows = [row for row in rows if row not in without]
+                    continue
+                now, rows = rows[: len(gathered.alphabets)], rows[len(gathered.alphabets) :]
+                outputs = self._run(gathered.leaves, Features(*(array[now] for array in batch.features)))
+                for number, row in enumerate(now):
+                    index = batch.indices[row]
                     num_frames = int(self._config.num_frames(len(waveforms[index])))
-                    width = self._bank.alphabet(tags[index]).vocab_size
-                    yield index, _row(outputs, row, num_frames, width if logits else None)
-                start += num_rows
+                    yield index, _row(outputs, number, num_frames, gathered.alphabets[number], logits=logits)
+
+    def unreadable(self, tag: Tag) -> MMSError | None:
+        """Why a language cannot be recognised though it is one of the model's; None where it can."""
+        try:
+            self._bank.alphabet(tag)
+        except (LanguageError, CheckpointError) as error:
+            return error
+        return None
 
     def warm_up(self, tags: Sequence[Tag], *, duration: float, batch_size: int) -> None:
         """Bring languages in and compile for every shape that waveforms up to ``duration`` seconds can need.
@@ -96,22 +112,9 @@ class Recognition:
         """
         for tag in tags:
             self._bank.alphabet(tag)
-        for num_rows, num_samples in self._shapes(duration, batch_size) if self._pads else ():
-            adapters, _ = self._bank.gather([tags[0]] * num_rows)
+        for num_rows, num_samples in batch_shapes(self._config, duration=duration, batch_size=batch_size):
+            adapters = self._bank.gather([tags[0]] * num_rows).leaves
             self._executable(adapters, num_rows, num_samples)
-
-    def _shapes(self, duration: float, batch_size: int) -> Iterator[tuple[int, int]]:
-        longest = bucket_length(max(self._config.min_samples, int(duration * SAMPLING_RATE)))
-        num_samples = bucket_length(self._config.min_samples)
-        while num_samples <= longest:
-            most = batch_rows(num_samples, batch_size=batch_size, max_samples=int(MAX_DURATION * SAMPLING_RATE))
-            yield from ((1 << power, num_samples) for power in range(most.bit_length()))
-            num_samples = bucket_length(num_samples + 1)
-
-    @property
-    def _pads(self) -> bool:
-        """Whether rows may be padded to a bucket; the result of models with a group norm would depend on it."""
-        return self._config.feat_extract_norm == "layer"
 
     def _run(self, adapters: Params, features: Features) -> dict[str, Any]:
         return self._executable(adapters, *features.input_values.shape)(self._base, adapters, *features)
@@ -143,11 +146,12 @@ class Recognition:
         }
 
 
-def _row(outputs: dict[str, Any], row: int, num_frames: int, width: int | None) -> Frames:
+def _row(outputs: dict[str, Any], row: int, num_frames: int, alphabet: Alphabet, *, logits: bool) -> Frames:
     """One row without its padding."""
     return Frames(
         np.asarray(outputs["ids"])[row, :num_frames],
         np.asarray(outputs["scores"])[row, :num_frames],
         bool(np.asarray(outputs["finite"])[row]),
-        None if width is None else np.asarray(outputs["logits"])[row, :num_frames, :width],
+        np.asarray(outputs["logits"])[row, :num_frames, : alphabet.vocab_size] if logits else None,
+        alphabet.vocabulary,
     )

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import AudioError, MMSError
+from mms_jax.errors import AudioError, LanguageError, MMSError
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.batching import SILENCE, not_finite
 from mms_jax.pipelines.chunks import Chunk, Chunking, grouped, read_chunks
 from mms_jax.pipelines.recognition import Frames, Recognition
 from mms_jax.pipelines.routing import Router
+from mms_jax.text.ctc import CTCVocabulary
 
 ITEMS_HELD = 16  # times the batch size: windows that are sorted by length among each other
 WINDOWS_HELD = 4  # times the batch size: whole windows' worth of samples held at a time, 61 MB by default
@@ -33,11 +34,14 @@ class Recording:
     duration: float = 0.0  # seconds read so far
     error: MMSError | None = None
     parts: list[Frames | int] = field(default_factory=list)  # in order; a number stands for that many silent frames
+    vocabulary: CTCVocabulary | None = None  # of which the parts are tokens; None: nothing but silence so far
 
     def fail(self, error: MMSError) -> None:
         """Keep why there is no result, and nothing else."""
         self.error = error
         self.parts = []
+        if isinstance(error, AudioError):
+            self.duration = 0.0
 
     def ids(self, *, blank_id: int) -> np.ndarray:
         """int32 [T]: the best token of every frame; blanks in silence."""
@@ -83,7 +87,9 @@ class Reader:
         with self._bar() as bar:
             for group in grouped(chunks, count=ITEMS_HELD * self.batch_size, num_samples=held):
                 self._read_group([(recordings[index], chunk) for index, chunk in group], bar)
-                yield from (index for index, chunk in group if isinstance(chunk, AudioError) or chunk.is_last)
+                complete = [index for index, chunk in group if isinstance(chunk, AudioError) or chunk.is_last]
+                del group  # or two groups would be held while the next one is read
+                yield from complete
 
     def _bar(self) -> tqdm:
         return tqdm(
@@ -118,12 +124,17 @@ class Reader:
         for number, frames in self.recognition(waveforms, tags, batch_size=self.batch_size, logits=self.logits):
             recording, chunk, position = todo[number]
             bar.update((chunk.keep.stop - chunk.keep.start) * self.config.samples_per_frame / SAMPLING_RATE)
-            if not frames.finite:
+            if isinstance(frames, MMSError):
+                recording.fail(frames)
+            elif not frames.finite:
                 recording.fail(not_finite(self.dtype))
-            if recording.error is None:
+            elif recording.vocabulary and recording.vocabulary.tokens != frames.vocabulary.tokens:
+                recording.fail(LanguageError(f"another adapter was loaded as {recording.tag!r} in the middle of this"))
+            if recording.error is None and not isinstance(frames, MMSError):
                 logits = None if frames.logits is None else frames.logits[chunk.keep]
                 ids, scores = frames.ids[chunk.keep], frames.scores[chunk.keep]
-                recording.parts[position] = Frames(ids, scores, frames.finite, logits)
+                recording.parts[position] = frames._replace(ids=ids, scores=scores, logits=logits)
+                recording.vocabulary = frames.vocabulary
 
     def _identify(self, heard: Sequence[tuple[Recording, Chunk, int]]) -> None:
         """Decide the language of recordings by the first window of each that is not silent."""
@@ -137,8 +148,9 @@ class Reader:
         routes = self.router([chunk.samples for _, chunk in first.values()], batch_size=self.batch_size)
         for (recording, _), route in zip(first.values(), routes, strict=True):
             recording.tag, recording.probability, recording.undecided = route.tag, route.probability, False
-            if route.error is not None:
-                recording.fail(route.error)
+            error = route.error or self.recognition.unreadable(route.tag)
+            if error is not None:
+                recording.fail(error)
 
 
 def has_speech(samples: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from mms_jax.audio import SAMPLING_RATE, describe_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError
 from mms_jax.features import FeatureExtractor
-from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, load_all, make_batches
+from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, load_all, make_batches, pads
 
 
 class Item(NamedTuple):
@@ -104,7 +104,7 @@ def forward_rows(
         feature_extractor,
         batch_size=batch_size,
         max_samples=int(MAX_DURATION * SAMPLING_RATE),
-        pad=config.feat_extract_norm == "layer",  # others depend on padding
+        pad=pads(config),
     )
     for batch in batches:
         outputs = {name: np.asarray(value) for name, value in forward(*batch.features).items()}

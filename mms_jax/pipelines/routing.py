@@ -80,8 +80,11 @@ class Router:
         if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Iterable):
             raise LanguageError(f"candidates is {candidates!r}; give a list of codes or names")
         tags: dict[str, str | None] = {}
-        for tag in dict.fromkeys(self._resolve(candidate) for candidate in candidates):
-            assert tag is not None  # without languages nothing is resolved
+        chosen = list(candidates)
+        if None in chosen:
+            raise LanguageError("candidates hold None; give a list of codes or names")
+        for tag in dict.fromkeys(self._resolve(candidate) for candidate in chosen):
+            assert tag is not None  # a checkpoint without languages resolves nothing
             labels = [label for label in self._lid.languages if tag in labelled(label, [tag])]
             if not labels:
                 raise LanguageError(f"{tag!r} has no label in {self._lid.name}, so it cannot be identified")

@@ -1,4 +1,4 @@
-"""How a text is to be spoken: settings given by the user, or else the checkpoint's, checked."""
+"""Settings checked: numbers of any pipeline, and how a text is to be spoken (by the user, or else the checkpoint)."""
 
 from __future__ import annotations
 

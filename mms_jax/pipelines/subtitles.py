@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 
-from mms_jax.pipelines.transcription import Segment
-
-LINE = 42  # characters in a line of a subtitle
+from mms_jax.pipelines.transcription import Segment, wrap
 
 
 def to_srt(segments: Iterable[Segment]) -> str:
@@ -36,7 +33,7 @@ def _time(seconds: float, point: str) -> str:
 
 
 def _lines(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, LINE, break_on_hyphens=False))
+    return "\n".join(wrap(text))
 
 
 def _escaped(text: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +16,10 @@ from mms_jax.text.ctc import CTCVocabulary, Span
 
 PAUSE = 0.6  # seconds without a word that part two subtitles
 MAX_SEGMENT = 7.0  # seconds that one subtitle stands at most
-MAX_COLUMNS = 84  # of one subtitle: two lines of 42, by the rules of broadcasters; wide characters take two
-SENTENCE_ENDS = tuple(".!?…。！？।۔؟")
+LINE = 42  # columns of a line of a subtitle, by the rules of broadcasters; wide characters take two
+MAX_LINES = 2  # of one subtitle
+SENTENCE_ENDS = tuple(".!?…।۔؟")  # before a space
+WIDE_SENTENCE_ENDS = tuple("。！？")  # which no space follows
 
 
 class Word(NamedTuple):
@@ -71,12 +75,12 @@ class Transcription:
         """Every character, spaces included, and when it is heard; raises the item's error if it has one."""
         return self._times.chars
 
-    @property
+    @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The words as subtitles; raises the item's error if it has one.
 
         A new one starts after ``PAUSE`` seconds without a word, after punctuation that ends a sentence, and where one
-        would be longer than ``MAX_SEGMENT`` seconds or ``MAX_COLUMNS`` columns. Text without spaces is parted between
+        would be longer than ``MAX_SEGMENT`` seconds or ``MAX_LINES`` lines. Text without spaces is parted between
         characters.
         """
         return tuple(_segments(self._times))
@@ -130,11 +134,12 @@ def _segments(times: Times) -> Iterator[Segment]:
 
 def _units(times: Times) -> Iterator[tuple[str, Word]]:
     """Words behind a space; the characters of words that are themselves too long for a subtitle, behind nothing."""
+    starts = [char.start for char in times.chars]
     for word in times.words:
-        if _columns(word.text) <= MAX_COLUMNS and round(word.end - word.start, 6) <= MAX_SEGMENT:
+        if len(wrap(word.text)) <= MAX_LINES and round(word.end - word.start, 6) <= MAX_SEGMENT:
             yield " ", word
             continue
-        chars = [char for char in times.chars if word.start <= char.start and char.end <= word.end]
+        chars = times.chars[bisect_left(starts, word.start) : bisect_left(starts, word.end)]
         for number, char in enumerate(chars):
             yield "" if number else " ", char
 
@@ -142,18 +147,36 @@ def _units(times: Times) -> Iterator[tuple[str, Word]]:
 def _parts(units: Sequence[tuple[str, Word]], before: str, word: Word) -> bool:
     """Whether a new subtitle starts with ``word``."""
     first, last = units[0][1], units[-1][1]
-    columns = sum(_columns(space + unit.text) for space, unit in [*units, (before, word)]) - 1
     return (
         round(word.start - last.end, 6) >= PAUSE
         or round(word.end - first.start, 6) > MAX_SEGMENT
-        or columns > MAX_COLUMNS
+        or len(wrap(_text([*units, (before, word)]))) > MAX_LINES
         or (last.text.endswith(SENTENCE_ENDS) and before == " ")
+        or last.text.endswith(WIDE_SENTENCE_ENDS)
     )
 
 
 def _joined(units: Sequence[tuple[str, Word]]) -> Segment:
-    text = "".join(before + word.text for before, word in units).strip()
-    return Segment(text, units[0][1].start, units[-1][1].end)
+    return Segment(_text(units), units[0][1].start, units[-1][1].end)
+
+
+def _text(units: Sequence[tuple[str, Word]]) -> str:
+    return "".join(before + word.text for before, word in units).strip()
+
+
+def wrap(text: str) -> list[str]:
+    """Lines of at most ``LINE`` columns: broken at spaces, and within what is longer than a line."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if _columns(joined) <= LINE:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for char in word:
+            lines += [""] if _columns(lines[-1] + char) > LINE else []
+            lines[-1] += char
+    return lines
 
 
 def _columns(text: str) -> int:
