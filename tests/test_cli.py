@@ -163,6 +163,21 @@ def test_subtitles_of_one_file_go_to_stdout_and_of_several_into_files(capsys, tm
     assert written[0].read_text(encoding="utf-8") == printed
 
 
+def test_no_option_goes_by_its_beginning(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["identify", str(CLIPS["spa"].path), "--language", "eng"])  # which is not --languages
+    assert "--language" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_crash_and_no_message_in_the_results(closed):
+    command = f"{sys.executable} -m mms_jax.cli transcribe {CLIPS['spa'].path} --language spa {closed}"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    assert "Traceback" not in run.stderr
+    assert "bundled" not in run.stdout
+
+
 def test_files_of_a_mixed_list_are_identified_and_say_so(capsys):
     files = [str(clip.path) for clip in CLIPS.values()]
     assert cli.main(["transcribe", *files, "--language", "auto"]) == 0

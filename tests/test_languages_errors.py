@@ -21,7 +21,7 @@ MAX_MESSAGE = 800  # a dozen tags with names fit; ten lines of a terminal
             "nep",
             [tag for tag in MMS_1B_ALL if tag != "nep"],
             f"'nep' (Nepali) has no adapter in mine; nearest: npi (Nepali); {len(MMS_1B_ALL):,} languages available: "
-            "mms-jax languages",
+            "mms-jax languages --model mine",
         ),
         (
             "fra",

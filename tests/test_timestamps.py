@@ -141,6 +141,16 @@ def test_a_pause_parts_subtitles():
     assert result.segments[1].start == result.words[2].start
 
 
+def test_a_pause_within_what_was_heard_as_one_word_parts_it():
+    chars = [
+        Word(char, 0.1 * i + (2.0 if i > 2 else 0), 0.1 * i + 0.05 + (2.0 if i > 2 else 0), 1.0)
+        for i, char in enumerate("abcdef")
+    ]
+    word = Word("abcdef", chars[0].start, chars[-1].end, 1.0)
+    result = Transcription("eng", 3.0, transcript="abcdef", times=Times(tuple(chars), (word,)))
+    assert [segment.text for segment in result.segments] == ["abc", "def"]
+
+
 def test_the_end_of_a_sentence_parts_subtitles():
     result = spoken(("Yes.", 0.3), ("No", 0.3), ("は。", 0.3), ("3.14", 0.1), ("x", 0.1))
     assert [segment.text for segment in result.segments] == ["Yes.", "No は。", "3.14 x"]

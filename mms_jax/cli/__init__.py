@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import metadata
+from typing import Any
 
 from mms_jax.cli.common import model_or_demo, warn
 from mms_jax.cli.identify import add_identify
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with nullcontext() if options.command in _WITHOUT_MODEL else program_cache(warn):
             code = options.run(options)
-        sys.stdout.flush()  # here, where a full disk is still an error and not lost at exit
+        print(end="", flush=True)  # here, where a full disk is still an error and not lost at exit
         return code
     except MMSError as error:
         return _fail(error)
@@ -60,15 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Command(argparse.ArgumentParser):
+    """Options by their whole names: --language is not short for --languages."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Command(
         prog="mms-jax",
         description="Meta's MMS speech models in JAX.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mms-jax {metadata.version('mms-jax')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
     add_transcribe(commands)
     add_identify(commands)

@@ -79,4 +79,5 @@ def some(items: Sequence[str], *, limit: int = 8) -> str:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"mms-jax: {message}", file=sys.stderr)
+    if sys.stderr is not None:  # else print would write it to stdout
+        print(f"mms-jax: {message}", file=sys.stderr)

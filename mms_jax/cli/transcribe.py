@@ -79,10 +79,9 @@ def _load(options: argparse.Namespace) -> SpeechRecognizer:
     auto, lid = options.language == AUTO, options.lid_model
     if not auto and (lid is not None or options.candidates is not None):
         raise LanguageError("--lid-model and --candidates are for --language auto")
-    if auto and lid is None:
-        if options.model is not None:
-            raise LanguageError("--language auto needs --lid-model, such as facebook/mms-lid-126")
-        lid = DEMO_LID
+    if auto and lid is None and options.model is not None:
+        raise LanguageError("--language auto needs --lid-model, such as facebook/mms-lid-126")
+    lid = model_or_demo(lid, demo=DEMO_LID) if auto else None
     asr = load_asr(model_or_demo(options.model), language=options.language, dtype=options.dtype, lid=lid)
     if asr.language is None and len(asr.languages) > 1:
         raise LanguageError(f"--language is needed; this model knows {some(asr.languages)}")

@@ -82,7 +82,8 @@ def absent(language: str, available: Collection[str], *, source: str, task: str 
     if not alike and 0 < len(available) <= SHOWN:
         parts.append(f"available: {listed(sorted(available))}")
     else:
-        parts.append(f"{len(available):,} language{'s' * (len(available) != 1)} available: mms-jax languages")
+        listing = "mms-jax languages" if task is None else f"mms-jax languages --model {source}"
+        parts.append(f"{len(available):,} language{'s' * (len(available) != 1)} available: {listing}")
     return "; ".join(parts)
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -80,8 +81,8 @@ class Transcription:
         """The words as subtitles; raises the item's error if it has one.
 
         A new one starts after ``PAUSE`` seconds without a word, after punctuation that ends a sentence, and where one
-        would be longer than ``MAX_SEGMENT`` seconds or ``MAX_LINES`` lines. Text without spaces is parted between
-        characters.
+        would be longer than ``MAX_SEGMENT`` seconds or ``MAX_LINES`` lines. Text without spaces, and a word with such a
+        pause in it, are parted between characters.
         """
         return tuple(_segments(self._times))
 
@@ -133,15 +134,15 @@ def _segments(times: Times) -> Iterator[Segment]:
 
 
 def _units(times: Times) -> Iterator[tuple[str, Word]]:
-    """Words behind a space; the characters of words that are themselves too long for a subtitle, behind nothing."""
+    """Words behind a space; characters, behind nothing, of what is too long for a subtitle or holds a pause."""
     starts = [char.start for char in times.chars]
     for word in times.words:
-        if len(wrap(word.text)) <= MAX_LINES and round(word.end - word.start, 6) <= MAX_SEGMENT:
-            yield " ", word
-            continue
         chars = times.chars[bisect_left(starts, word.start) : bisect_left(starts, word.end)]
-        for number, char in enumerate(chars):
-            yield "" if number else " ", char
+        too_long = len(wrap(word.text)) > MAX_LINES or round(word.end - word.start, 6) > MAX_SEGMENT
+        if too_long or any(round(next_.start - char.end, 6) >= PAUSE for char, next_ in pairwise(chars)):
+            yield from (("" if number else " ", char) for number, char in enumerate(chars))
+        else:
+            yield " ", word
 
 
 def _parts(units: Sequence[tuple[str, Word]], before: str, word: Word) -> bool:
