@@ -146,6 +146,9 @@ def test_times_are_in_the_json_where_they_are_asked_for(capsys, asked, found):
     assert found == record.keys() & {"words", "chars"}
     assert " ".join(word["text"] for word in record["words"]) == record["text"]
     assert record["words"][0].keys() == {"text", "start", "end", "score"}
+    assert cli.main(["transcribe", str(clip.path), "--language", "spa", "--timestamps", asked]) == 0
+    first = record["words" if asked == "word" else "chars"][0]
+    assert lines(capsys)[0] == f"{first['start']:.2f}\t{first['end']:.2f}\t{first['text']}"
     assert cli.main([*command]) == 0
     assert json.loads(capsys.readouterr().out).keys() == {"file", "language", "duration", "text"}
 
@@ -228,7 +231,7 @@ def test_a_file_name_that_is_no_text_gives_valid_json_and_loses_no_other_file(ca
         (["a.wav", "--language", "eng", "--output-dir", ""], "--output-dir is empty"),
         (["a.wav", "b.wav", "--language", "eng", "--format", "srt"], "--output-dir"),
         (["a.wav", "x/a.wav", "--language", "eng", "--output-dir", "."], "written twice"),
-        (["a.wav", "--language", "eng", "--timestamps", "word"], "--format json"),
+        (["a.wav", "b.wav", "--language", "eng", "--timestamps", "word"], "--format json"),
         (["a.wav", "--language", "eng", "--candidates", "fra"], "--language auto"),
         (["a.wav", "--language", "eng", "--lid-model", "m"], "--language auto"),
         (["a.wav", "--language", "auto", "--model", "m"], "--lid-model"),

@@ -36,7 +36,7 @@ def add_transcribe(commands: Any) -> None:
         "--lid-model", metavar="DIR|REPO", help="what --language auto asks, such as facebook/mms-lid-126"
     )
     transcribe.add_argument("--candidates", metavar="CODES", help="with auto: the only languages, such as eng,fra")
-    transcribe.add_argument("--timestamps", choices=("word", "char"), help="json: when each is heard")
+    transcribe.add_argument("--timestamps", choices=("word", "char"), help="when each is heard, seconds")
     transcribe.add_argument("--output-dir", metavar="DIR", help="write a file for each there instead of printing it")
     transcribe.add_argument(
         "--chunk-length-s", type=float, default=CHUNK_LENGTH, metavar="X", help="longer audio is cut into these (30)"
@@ -50,8 +50,8 @@ def add_transcribe(commands: Any) -> None:
 
 def _transcribe(options: argparse.Namespace) -> int:
     outputs = _outputs(options)
-    if options.timestamps and options.format != "json":
-        raise SettingError(f"--timestamps are printed with --format json; {options.format} has no place for them")
+    if options.timestamps and options.format == "text" and len(options.files) > 1:
+        raise SettingError("--timestamps of several files go into --format json, or into subtitles: srt, vtt")
     asr = _load(options)
     failed = 0
     for start in range(0, len(options.files), _FILES_AT_A_TIME):
@@ -89,6 +89,9 @@ def _load(options: argparse.Namespace) -> SpeechRecognizer:
 
 
 def _line(options: argparse.Namespace, result: Transcription) -> str:
+    if options.timestamps:
+        heard = result.words if options.timestamps == "word" else result.chars
+        return "\n".join(f"{one.start:.2f}\t{one.end:.2f}\t{one.text}" for one in heard)
     return f"{result.language or 'none'}\t{result.text}" if options.language == AUTO else result.text
 
 
@@ -150,7 +153,7 @@ def _content(file: str, result: Transcription, options: argparse.Namespace) -> s
         return _SUBTITLES[options.format](result.segments)
     if options.format == "json":
         return to_json({"file": file, **_fields(options, result)}) + "\n"
-    return result.text + "\n"
+    return _line(options, result) + "\n"
 
 
 def _print_subtitles(result: Transcription, form: str) -> int:
