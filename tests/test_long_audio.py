@@ -14,7 +14,7 @@ import mms_jax
 from mms_jax.audio import SAMPLING_RATE, load_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError, SettingError
-from mms_jax.pipelines.chunks import cut, make_chunking, read_chunks
+from mms_jax.pipelines.chunks import Chunk, cut, make_chunking, read_chunks
 from mms_jax.pipelines.demo import demo_clips
 from mms_jax.pipelines.recordings import WINDOWS_HELD, Reader
 from tests.checkpoints import Reference, many_languages
@@ -209,8 +209,10 @@ def test_a_long_file_is_read_as_it_is_recognised(tmp_path):
         for _ in range(30):
             file.write(noise(10 * SAMPLING_RATE))
     chunking = make_chunking(CONFIG, chunk_length_s=10, stride_length_s=1)
-    chunks = read_chunks([path], [0], chunking, CONFIG, max_duration=1e9, numbered=True)
-    assert next(chunks)[1].samples.shape == (160_000,)  # type: ignore[union-attr]  # no error
+    chunks = read_chunks([path], [0], chunking, CONFIG, max_duration=1e9, many=True)
+    first = next(chunks)[1]
+    assert isinstance(first, Chunk)
+    assert first.samples.shape == (160_000,)
     path.write_bytes(b"")  # what is yet to be read is gone
     rest = [chunk for _, chunk in chunks]
     assert len(rest) < 37

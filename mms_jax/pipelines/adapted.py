@@ -109,7 +109,9 @@ class AdaptedModel:
         language: str | None = None,
         vocab: str | PathLike[str] | Mapping[str, int] | None = None,
     ) -> None:
-        """Choose the language to recognise from now on; the base stays, and nothing is compiled again.
+        """Choose the language to recognise from now on; the base stays, and so does what is compiled of it.
+
+        Only a wider vocabulary than any before has the model compiled anew.
 
         Args:
             adapter: a language of this checkpoint, or the path of an adapter file; or "auto".

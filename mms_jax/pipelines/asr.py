@@ -142,7 +142,7 @@ class SpeechRecognizer(AdaptedModel):
         router = self._router(recordings, candidates)
         reader = self._reader(chunking, batch_size, max_duration, router=router, progress=progress)
         results: dict[int, Transcription] = {}
-        for index in reader.read(items, recordings, numbered=many):
+        for index in reader.read(items, recordings, many=many):
             results[index] = self._transcription(recordings[index], timestamps)
             recordings[index].parts = []
         for index, recording in enumerate(recordings):
@@ -173,7 +173,7 @@ class SpeechRecognizer(AdaptedModel):
             raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
         reader = self._reader(chunking, batch_size, max_duration, logits=True)
-        complete = set(reader.read(items, recordings, numbered=many))
+        complete = set(reader.read(items, recordings, many=many))
         for recording in recordings:
             if recording.error is not None:
                 raise recording.error

@@ -54,14 +54,22 @@ def load_all(items: Sequence[Any], *, max_duration: float, first: int | None = 0
         try:
             return load_audio(items[index], max_duration=max_duration)
         except AudioError as error:
-            if first is None or isinstance(items[index], (str, PathLike)):
-                return error
-            return AudioError(f"item {first + index}: {error}")
+            return error if first is None else numbered(error, items[index], first + index)
 
     if len(items) < 2:
         return [load(index) for index in range(len(items))]
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         return list(pool.map(load, range(len(items))))
+
+
+def numbered(error: AudioError, item: Any, number: int) -> AudioError:
+    """The error of one of many items, with its number where it has no name of its own."""
+    return error if isinstance(item, (str, PathLike)) else AudioError(f"item {number}: {error}")
+
+
+def has_speech(samples: np.ndarray) -> bool:
+    """Whether samples are more than digital silence, in which a model hears something all the same."""
+    return bool(len(samples)) and bool(np.ptp(samples) > SILENCE)
 
 
 def make_batches(

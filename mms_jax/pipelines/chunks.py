@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE, stream_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, SettingError
-from mms_jax.pipelines.batching import DECODE_THREADS, MAX_DURATION
+from mms_jax.pipelines.batching import DECODE_THREADS, MAX_DURATION, numbered
 from mms_jax.pipelines.settings import check_number
 
 CHUNK_LENGTH = 30.0  # seconds: about the longest that the models were trained on
@@ -102,7 +101,7 @@ def read_chunks(
     config: Wav2Vec2Config,
     *,
     max_duration: float,
-    numbered: bool,
+    many: bool,
 ) -> Iterator[tuple[int, Chunk | AudioError]]:
     """Decode items in order, some ahead in threads, and yield (index, window); an error is its item's last.
 
@@ -111,15 +110,14 @@ def read_chunks(
         indices: of the items to read.
         chunking, config: how to cut.
         max_duration: longest item, seconds; what is longer is an error.
-        numbered: whether errors of items that have no name of their own say their index.
+        many: whether errors of items that have no name of their own say their index.
     """
 
     def chunks(index: int) -> Iterator[Chunk | AudioError]:
         try:
             yield from cut(stream_audio(items[index], max_duration=max_duration), chunking, config)
         except AudioError as error:
-            nameless = numbered and not isinstance(items[index], (str, PathLike))
-            yield AudioError(f"item {index}: {error}") if nameless else error
+            yield numbered(error, items[index], index) if many else error
 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         pending: deque[tuple[int, Iterator[Chunk | AudioError], Future]] = deque()

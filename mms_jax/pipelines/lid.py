@@ -27,7 +27,7 @@ from mms_jax.features import FeatureExtractor
 from mms_jax.languages import resolve_language
 from mms_jax.models import Wav2Vec2ForSequenceClassification
 from mms_jax.models.trees import Params, unstack_layers
-from mms_jax.pipelines.batching import MAX_DURATION, SILENCE, batch_shapes, is_many, not_finite
+from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, has_speech, is_many, not_finite
 from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 from mms_jax.pipelines.settings import check_integer, check_number
@@ -249,8 +249,7 @@ class LanguageIdentifier:
 
     def _speechless(self, samples: np.ndarray) -> str | None:
         """Why no language can be heard. A model finds one in anything, so it is not asked."""
-        silent = len(samples) > 0 and np.ptp(samples) <= SILENCE
-        return self._too_short(samples) or ("digital silence is in no language" if silent else None)
+        return self._too_short(samples) or (None if has_speech(samples) else "digital silence is in no language")
 
     def _forward(self, items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield (index, {"logits": [K], "finite": bool}) of the items without an error."""

@@ -31,6 +31,11 @@ class Frames(NamedTuple):
     logits: np.ndarray | None  # float32 [T, V]; None where nobody asked for them
     vocabulary: CTCVocabulary  # of which they are tokens
 
+    def cut(self, keep: slice) -> Frames:
+        """Those frames alone."""
+        logits = None if self.logits is None else self.logits[keep]
+        return self._replace(ids=self.ids[keep], scores=self.scores[keep], logits=logits)
+
 
 class Recognition:
     """The model's one call, ahead-of-time compiled for every shape of batch, whatever languages are in it."""

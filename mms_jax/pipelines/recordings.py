@@ -13,7 +13,7 @@ from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, LanguageError, MMSError
 from mms_jax.pipelines.adapters import Tag
-from mms_jax.pipelines.batching import SILENCE, not_finite
+from mms_jax.pipelines.batching import has_speech, not_finite
 from mms_jax.pipelines.chunks import Chunk, Chunking, grouped, read_chunks
 from mms_jax.pipelines.recognition import Frames, Recognition
 from mms_jax.pipelines.routing import Router
@@ -73,17 +73,17 @@ class Reader:
     logits: bool = False  # whether to keep them; silence goes through the model then
     progress: bool | None = False  # None: where stderr is a terminal
 
-    def read(self, items: Sequence[Any], recordings: Sequence[Recording], *, numbered: bool) -> Iterator[int]:
+    def read(self, items: Sequence[Any], recordings: Sequence[Recording], *, many: bool) -> Iterator[int]:
         """Recognise items; yields the index of each recording that is complete, in order, failed ones left out before.
 
         Args:
             items: what ``load_audio`` takes.
             recordings: one for each, which are filled; those that have failed already are not read.
-            numbered: whether errors say which of the items they are about.
+            many: whether errors say which of the items they are about.
         """
         todo = [index for index, recording in enumerate(recordings) if recording.error is None]
         limit, held = self.max_duration, WINDOWS_HELD * self.batch_size * self.chunking.num_samples
-        chunks = read_chunks(items, todo, self.chunking, self.config, max_duration=limit, numbered=numbered)
+        chunks = read_chunks(items, todo, self.chunking, self.config, max_duration=limit, many=many)
         with self._bar() as bar:
             for group in grouped(chunks, count=ITEMS_HELD * self.batch_size, num_samples=held):
                 self._read_group([(recordings[index], chunk) for index, chunk in group], bar)
@@ -113,11 +113,14 @@ class Reader:
         self._identify(heard)
         self._recognise([part for part in heard if part[0].error is None and self._is_heard(*part[:2])], bar)
 
+    def _has_speech(self, chunk: Chunk) -> bool:
+        return len(chunk.samples) >= self.config.min_samples and has_speech(chunk.samples)
+
     def _is_heard(self, recording: Recording, chunk: Chunk) -> bool:
-        """Whether the model is asked. It hears something in anything, so in digital silence it is not."""
-        if len(chunk.samples) < self.config.min_samples:
-            return False
-        return self.logits or (not recording.undecided and has_speech(chunk.samples))
+        """Whether the model is asked: not in silence, unless its logits are wanted."""
+        if self.logits:
+            return len(chunk.samples) >= self.config.min_samples
+        return not recording.undecided and self._has_speech(chunk)
 
     def _recognise(self, todo: Sequence[tuple[Recording, Chunk, int]], bar: tqdm) -> None:
         waveforms, tags = [chunk.samples for _, chunk, _ in todo], [recording.tag for recording, _, _ in todo]
@@ -130,17 +133,15 @@ class Reader:
                 recording.fail(not_finite(self.dtype))
             elif recording.vocabulary and recording.vocabulary.tokens != frames.vocabulary.tokens:
                 recording.fail(LanguageError(f"another adapter was loaded as {recording.tag!r} in the middle of this"))
-            if recording.error is None and not isinstance(frames, MMSError):
-                logits = None if frames.logits is None else frames.logits[chunk.keep]
-                ids, scores = frames.ids[chunk.keep], frames.scores[chunk.keep]
-                recording.parts[position] = frames._replace(ids=ids, scores=scores, logits=logits)
+            elif recording.error is None:  # an earlier window may have failed
+                recording.parts[position] = frames.cut(chunk.keep)
                 recording.vocabulary = frames.vocabulary
 
     def _identify(self, heard: Sequence[tuple[Recording, Chunk, int]]) -> None:
         """Decide the language of recordings by the first window of each that is not silent."""
         first: dict[int, tuple[Recording, Chunk]] = {}
         for recording, chunk, _ in heard:
-            if recording.undecided and len(chunk.samples) >= self.config.min_samples and has_speech(chunk.samples):
+            if recording.undecided and self._has_speech(chunk):
                 first.setdefault(id(recording), (recording, chunk))
         if not first:
             return
@@ -151,8 +152,3 @@ class Reader:
             error = route.error or self.recognition.unreadable(route.tag)
             if error is not None:
                 recording.fail(error)
-
-
-def has_speech(samples: np.ndarray) -> bool:
-    """Whether samples are more than digital silence."""
-    return bool(len(samples)) and bool(np.ptp(samples) > SILENCE)
