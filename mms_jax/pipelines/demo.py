@@ -70,7 +70,7 @@ def _transcribe_all(asr: SpeechRecognizer, clips: Sequence[Clip]) -> None:
         print(f"    said   {clip.reference}\n    heard  {result.text}")
     right = sum(result.language == clip.language for clip, result in zip(files, results, strict=True))
     error = jiwer.cer([clip.reference for clip in files], [result.text for result in results])
-    print(f"{right} of {len(clips)} languages right, CER {error:.1%}; {_since(start)}, compilation included.")
+    print(f"{right} of {len(clips)} languages right, CER {error:.1%}; {_since(start)}, a first run compiles too.")
 
 
 def _subtitle(asr: SpeechRecognizer, clips: Sequence[Clip]) -> None:
@@ -85,7 +85,7 @@ def _subtitle(asr: SpeechRecognizer, clips: Sequence[Clip]) -> None:
         f"\nSubtitles of {result.duration / 60:.0f} minutes made of {language_name(SUBTITLED)} clips (--format srt):\n"
     )
     print(textwrap.indent(shown, "  "))
-    print(f"  … {len(result.segments) - SHOWN} more; {_since(start)}, compilation included.")
+    print(f"  … {len(result.segments) - SHOWN} more; {_since(start)}, a first run compiles too.")
 
 
 def _since(start: float) -> str:
