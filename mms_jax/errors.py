@@ -39,3 +39,11 @@ class SettingError(MMSError, ValueError):
 
 class TextError(MMSError, ValueError):
     """Text that cannot be spoken; the message names the item, the symbols and the reason."""
+
+
+class DatasetError(MMSError, ValueError):
+    """A data set that cannot be trained on; the message names the data set, the column or the row, and the remedy."""
+
+
+class TrainingError(MMSError, RuntimeError):
+    """Training that cannot start or go on; the message says at which step and why, and what is kept."""

@@ -1,0 +1,1 @@
+"""Connectionist temporal classification (Graves et al. 2006)."""
