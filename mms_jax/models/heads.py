@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.models.layers import Dense, row_wise
+from mms_jax.models.layers import Dense, of_rows
 from mms_jax.models.wav2vec2 import Wav2Vec2Model
 
 
@@ -26,13 +26,14 @@ class CTCOutput(NamedTuple):
 class Wav2Vec2ForCTC(nn.Module):
     """The encoder and a linear layer onto the vocabulary, trained with CTC (Graves et al. 2006).
 
-    With ``row_adapters`` every row of a batch has adapters and a head of its own, as in ``Wav2Vec2Model``.
+    ``num_adapters`` and ``remat`` are those of ``Wav2Vec2Model``; every set of adapters has a head of its own.
     """
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
-    row_adapters: bool = False
+    num_adapters: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -47,7 +48,9 @@ class Wav2Vec2ForCTC(nn.Module):
         output_hidden_states: bool = False,
     ) -> CTCOutput:
         """Logits for normalised waveforms [B, S]; the arguments are those of ``Wav2Vec2Model``."""
-        encoded = Wav2Vec2Model(self.config, self.dtype, self.scan_layers, self.row_adapters, name="wav2vec2")(
+        encoded = Wav2Vec2Model(
+            self.config, self.dtype, self.scan_layers, self.num_adapters, self.remat, name="wav2vec2"
+        )(
             input_values,
             attention_mask,
             mask_time_indices=mask_time_indices,
@@ -57,7 +60,7 @@ class Wav2Vec2ForCTC(nn.Module):
             output_hidden_states=output_hidden_states,
         )
         x = nn.Dropout(self.config.final_dropout)(encoded.last_hidden_state, deterministic=deterministic)
-        head = row_wise(Dense) if self.row_adapters else Dense
+        head = of_rows(Dense, self.num_adapters)
         logits = head(self.config.vocab_size, self.dtype, nn.initializers.normal(0.02), name="lm_head")(x)
         return CTCOutput(logits, encoded.frame_mask, encoded.last_hidden_state, encoded.hidden_states)
 

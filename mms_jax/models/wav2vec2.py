@@ -7,6 +7,7 @@ D model, N heads, H head width, F feed-forward, C convolution channels.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from mms_jax.models.layers import (
     LayerNorm,
     conv,
     einsum,
-    row_wise,
+    of_rows,
     weight_norm,
 )
 
@@ -166,7 +167,8 @@ class Layer(nn.Module):
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
-    row_adapters: bool = False
+    num_adapters: int | None = None
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
@@ -174,10 +176,9 @@ class Layer(nn.Module):
         x: Float[Array, "B T D"],
         frame_mask: Bool[Array, "B T"],
         keep: Bool[Array, ""] | None,
-        deterministic: bool,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """Apply to ``x`` [B, T, D], or pass it through where ``keep`` is False; returns (carry, output) for a scan."""
-        c = self.config
+        c, deterministic = self.config, self.deterministic
         norm = LayerNorm(eps=c.layer_norm_eps, name="norm")
         final_norm = LayerNorm(eps=c.layer_norm_eps, name="final_norm")
         attention = Attention(c, self.dtype, name="attention")
@@ -188,7 +189,7 @@ class Layer(nn.Module):
         if c.do_stable_layer_norm:
             h = h + feed_forward(final_norm(h), deterministic=deterministic)
             if c.has_adapters:
-                h = (row_wise(Adapter) if self.row_adapters else Adapter)(c, self.dtype, name="adapter")(h)
+                h = of_rows(Adapter, self.num_adapters)(c, self.dtype, name="adapter")(h)
         else:
             h = norm(h)
             h = final_norm(h + feed_forward(h, deterministic=deterministic))
@@ -203,7 +204,8 @@ class Encoder(nn.Module):
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
-    row_adapters: bool = False
+    num_adapters: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -222,47 +224,46 @@ class Encoder(nn.Module):
         norm = LayerNorm(eps=c.layer_norm_eps, name="norm")
         x = x if c.do_stable_layer_norm else norm(x)
         x = nn.Dropout(c.hidden_dropout)(x, deterministic=deterministic)
-        run = self._scanned if self.scan_layers else self._unrolled
-        last, outputs = run(x, frame_mask, layer_keep, deterministic)
+        layer = functools.partial(self._layer(), c, self.dtype, self.num_adapters, deterministic)
+        if self.scan_layers:
+            last, outputs = layer(name="layers")(x, frame_mask, layer_keep)
+        else:
+            last, outputs = x, []
+            for i in range(c.num_hidden_layers):
+                keep = None if layer_keep is None else layer_keep[i]
+                last, output = layer(name=f"layers_{i}")(last, frame_mask, keep)
+                outputs.append(output)
         hidden_states = (x, *outputs) if output_hidden_states else None
         return EncoderOutput(norm(last) if c.do_stable_layer_norm else last, frame_mask, hidden_states)
 
-    def _unrolled(self, x, frame_mask, layer_keep, deterministic):
-        outputs = []
-        for i in range(self.config.num_hidden_layers):
-            keep = None if layer_keep is None else layer_keep[i]
-            x, _ = Layer(self.config, self.dtype, self.row_adapters, name=f"layers_{i}")(
-                x, frame_mask, keep, deterministic
-            )
-            outputs.append(x)
-        return x, outputs
-
-    def _scanned(self, x, frame_mask, layer_keep, deterministic):
-        in_axes: Any = (nn.broadcast, nn.broadcast if layer_keep is None else 0, nn.broadcast)
-        scan = nn.scan(
-            Layer,
+    def _layer(self) -> Any:
+        """A module for each layer, or one for all of them."""
+        if not self.scan_layers:
+            return nn.remat(Layer) if self.remat else Layer
+        in_axes: Any = (nn.broadcast, 0)  # where keep is None it has no leaves, and there is nothing to scan over
+        # In a loop nothing can be merged with the forward pass, so no barrier against that is needed.
+        return nn.scan(
+            nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=in_axes,
             length=self.config.num_hidden_layers,
         )
-        x, outputs = scan(self.config, self.dtype, self.row_adapters, name="layers")(
-            x, frame_mask, layer_keep, deterministic
-        )
-        return x, tuple(outputs)
 
 
 class Wav2Vec2Model(nn.Module):
     """The encoder from normalised waveform to hidden states; ``dtype`` is that of matrix-product operands.
 
-    With ``row_adapters`` every row of a batch has adapters of its own: their parameters have a leading axis B (behind
-    that of layers, if these are scanned).
+    With ``num_adapters`` there are so many sets of adapters, each for an equal share of consecutive rows: their
+    parameters have a leading axis of that length (behind that of layers, if these are scanned). ``remat`` computes
+    every layer anew on the way back instead of keeping what is within it.
     """
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
-    row_adapters: bool = False
+    num_adapters: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -299,7 +300,7 @@ class Wav2Vec2Model(nn.Module):
                 x = jnp.where(mask_time_indices[..., None], embed.astype(x.dtype), x)
         if mask_feature_indices is not None:
             x = jnp.where(mask_feature_indices[:, None, :], 0.0, x)
-        return Encoder(c, self.dtype, self.scan_layers, self.row_adapters, name="encoder")(
+        return Encoder(c, self.dtype, self.scan_layers, self.num_adapters, self.remat, name="encoder")(
             x,
             frame_mask,
             layer_keep=layer_keep,

@@ -137,7 +137,7 @@ class Recognition:
         """Every leaf of ``adapters`` has a leading axis of rows, and layers stacked behind it."""
         width = adapters["lm_head"]["kernel"].shape[-1]
         config = self._config.replace(vocab_size=width)
-        module = Wav2Vec2ForCTC(config, self._dtype, self._scan_layers, row_adapters=True)
+        module = Wav2Vec2ForCTC(config, self._dtype, self._scan_layers, num_adapters=len(input_values))
         own = jax.vmap(unstack_layers)(adapters)
         own = stack_layers(own) if self._scan_layers else own  # the axis of layers first, then that of rows
         output: Any = module.apply({"params": merge_trees(base, own)}, input_values, attention_mask)
