@@ -1,5 +1,6 @@
 """Checkpoints on disk: the only place that knows PyTorch parameter names."""
 
+from mms_jax.checkpoint.fingerprint import FINGERPRINT_SHOWN, base_fingerprint, holds_adapters, weight_files
 from mms_jax.checkpoint.hub import Directory, Source, open_source, require
 from mms_jax.checkpoint.processor import (
     Processor,
@@ -32,6 +33,7 @@ from mms_jax.checkpoint.wav2vec2 import (
 from mms_jax.checkpoint.weights import open_weights
 
 __all__ = [
+    "FINGERPRINT_SHOWN",
     "Checkpoint",
     "ClassifierCheckpoint",
     "Directory",
@@ -39,11 +41,13 @@ __all__ = [
     "Source",
     "VitsCheckpoint",
     "adapter_filename",
+    "base_fingerprint",
     "check_sampling_rate",
     "classifier_shapes",
     "encoder_shapes",
     "find_adapter",
     "find_licence",
+    "holds_adapters",
     "load_adapter",
     "load_classifier",
     "load_ctc",
@@ -64,4 +68,5 @@ __all__ = [
     "save_processor",
     "save_vits",
     "vits_param_shapes",
+    "weight_files",
 ]

@@ -30,8 +30,16 @@ def load_processor(source: Source) -> Processor:
     Raises:
         CheckpointError: neither file is there. ConfigError, VocabularyError: one is malformed; the message names it.
     """
-    extractor = _read_feature_extractor(source)
-    return Processor(extractor, CTCTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source)))
+    return Processor(_read_feature_extractor(source), load_tokenizer(source))
+
+
+def load_tokenizer(source: Source) -> CTCTokenizer:
+    """Read a checkpoint's CTC vocabularies alone.
+
+    Raises:
+        CheckpointError: no vocab.json there. VocabularyError: a file is malformed; the message names it.
+    """
+    return CTCTokenizer.from_files(require(source, "vocab.json"), **_beside_vocabulary(source))
 
 
 def load_feature_extractor(source: Source) -> FeatureExtractor:

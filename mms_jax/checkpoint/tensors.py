@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -182,8 +183,12 @@ def _check_finite(block: np.ndarray, what: str) -> None:
         raise CheckpointError(f"{what} holds NaN or infinity; the checkpoint is damaged")
 
 
-def write_tensors(path: Path, tensors: Iterable[TensorSource]) -> None:
+def write_tensors(
+    path: Path, tensors: Iterable[TensorSource], *, metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write a safetensors file tensor by tensor, atomically: the name appears only when the file is whole.
+
+    ``metadata`` goes into the header, where nobody who reads the tensors looks.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or no floating-point numbers: what is written must be readable.
@@ -191,7 +196,7 @@ def write_tensors(path: Path, tensors: Iterable[TensorSource]) -> None:
     """
     # Wider dtypes first, as the format's own library does, which aligns every tensor.
     items = sorted(tensors, key=lambda item: (-item.dtype.itemsize, item.name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for name, dtype, shape, _ in items:
         if dtype not in _DTYPE_NAMES:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -161,9 +162,17 @@ def load_wav2vec2(source: Source, *, dtype: Any = jnp.float32, stack_layers: boo
     What only heads need stays unread (``UNUSED``); adapters are part of the encoder. Otherwise ``load_ctc``.
     """
     config = Wav2Vec2Config.from_file(require(source, "config.json"))
+    return Checkpoint(config, _read(bind_encoder(source, config), config, dtype, stack_layers))
+
+
+def bind_encoder(source: Source, config: Wav2Vec2Config) -> list[Binding]:
+    """The tensors of any wav2vec2 checkpoint's encoder, adapters included, by our paths in ``Wav2Vec2Model``.
+
+    Raises:
+        CheckpointError: wrong or incomplete; the message names the file and the tensor.
+    """
     bare = not any(name.startswith("wav2vec2.") for name in open_weights(source))
-    bindings = bind_weights(source, encoder_table(config, bare=bare), encoder_shapes(config))
-    return Checkpoint(config, _read(bindings, config, dtype, stack_layers))
+    return bind_weights(source, encoder_table(config, bare=bare), encoder_shapes(config))
 
 
 @functools.lru_cache(maxsize=16)
@@ -274,8 +283,16 @@ def save_classifier(
     save_model(directory, config=config, tensors=tensors, architecture=architecture, attributes=attributes)
 
 
-def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: Mapping[str, Any]) -> None:
+def save_adapter(
+    path: str | PathLike[str],
+    *,
+    config: Wav2Vec2Config,
+    params: Mapping[str, Any],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write the adapter leaves of ``params`` (a whole tree, or an adapter tree) as an adapter file.
+
+    ``metadata`` goes into the file's header.
 
     Raises:
         CheckpointError: they are not the adapters of that config, or hold NaN. OSError: it cannot be written.
@@ -286,4 +303,4 @@ def save_adapter(path: str | PathLike[str], *, config: Wav2Vec2Config, params: M
     shapes = _adapter_shapes(config, vocab_size=vocab_size, what=f"{path} not written")
     tensors = to_torch(_ctc_table(config), adapter, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors)
+    write_tensors(path, tensors, metadata=metadata)

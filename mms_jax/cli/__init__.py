@@ -12,8 +12,10 @@ from importlib import metadata
 from typing import Any
 
 from mms_jax.cli.common import model_or_demo, warn
+from mms_jax.cli.demo_train import add_demo_train
 from mms_jax.cli.identify import add_identify
 from mms_jax.cli.synthesize import add_synthesize
+from mms_jax.cli.train import add_train
 from mms_jax.cli.transcribe import add_transcribe
 from mms_jax.errors import MMSError
 from mms_jax.languages import find_languages, language_name, languages
@@ -31,6 +33,9 @@ _EXAMPLES = """examples:
   mms-jax transcribe film.flac --language deu --format srt > film.srt
   mms-jax identify *.mp3 --model facebook/mms-lid-126 --top-k 3
   mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
+  mms-jax train --model_name_or_path facebook/mms-1b-all --dataset_name mozilla-foundation/common_voice_17_0
+      --dataset_config_name tr --target_language tur --text_column_name sentence --output_dir mms-tur
+      --learning_rate 1e-3 --warmup_steps 100 --num_train_epochs 4 --do_train --do_eval
   mms-jax languages --task asr
   mms-jax info facebook/mms-1b-all
 
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_transcribe(commands)
     add_identify(commands)
     add_synthesize(commands)
+    add_train(commands)
 
     info = commands.add_parser("info", help="describe a checkpoint")
     info.add_argument(
@@ -99,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="identify and transcribe the bundled clips with the bundled models")
     demo.set_defaults(run=_demo)
+    add_demo_train(commands)
     return parser
 
 

@@ -1,0 +1,273 @@
+"""The settings of a training job, under the names that transformers' example scripts give them.
+
+``TrainingArguments`` holds them, ``add_arguments`` makes a command line of them. What those scripts know and this one
+does not is no option here: an option that does nothing would promise something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from mms_jax.errors import SettingError
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+_MODEL, _DATA, _TRAINING, _OUTPUT, _MACHINE = "model", "data", "training", "output", "machine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """All settings of a job; defaults are those of transformers unless the help says otherwise.
+
+    Raises:
+        SettingError: settings that contradict each other.
+    """
+
+    # model
+    model_name_or_path: str = _option(
+        "", "the checkpoint to start from: directory or hub name", group=_MODEL, required=True
+    )
+    tokenizer_name_or_path: str | None = _option(
+        None, "take the vocabulary from there instead of making one", group=_MODEL
+    )
+    target_language: tuple[str, ...] = _option(
+        (), "tags of the languages whose adapters to train; none: train the whole model", group=_MODEL
+    )
+    init_language: str | None = _option(
+        None, "start new adapters from this language's of the checkpoint instead of afresh", group=_MODEL
+    )
+    adapter_attn_dim: int = _option(16, "width of new adapters, where the checkpoint has none", group=_MODEL)
+    freeze_feature_encoder: bool = _option(True, "do not train the convolutions (whole models only)", group=_MODEL)
+    attention_dropout: float | None = _option(
+        None, "of attention weights; default: the checkpoint's, as for those below", group=_MODEL
+    )
+    activation_dropout: float | None = _option(None, "within feed-forward blocks", group=_MODEL)
+    hidden_dropout: float | None = _option(None, "behind attention and feed-forward blocks", group=_MODEL)
+    feat_proj_dropout: float | None = _option(None, "behind the projection of features", group=_MODEL)
+    final_dropout: float = _option(0.0, "before the head", group=_MODEL)
+    layerdrop: float = _option(0.0, "chance of each layer to be left out", group=_MODEL)
+    mask_time_prob: float = _option(0.05, "SpecAugment: share of frames that spans are started for", group=_MODEL)
+    mask_time_length: int = _option(10, "frames of a span", group=_MODEL)
+    mask_feature_prob: float = _option(0.0, "SpecAugment: the same of channels", group=_MODEL)
+    mask_feature_length: int = _option(10, "channels of a span", group=_MODEL)
+    dither: float = _option(0.0, "noise on the waveform, in steps of 16-bit audio (ours)", group=_MODEL)
+    ctc_loss_reduction: str = _option(
+        "mean", "mean (per label, then over rows) or sum", choices=("mean", "sum"), group=_MODEL
+    )
+    cache_dir: str | None = _option(None, "of huggingface_hub and datasets", group=_MODEL)
+    token: str | None = _option(None, "for the hub", group=_MODEL)
+    model_revision: str | None = _option(None, "branch, tag or commit of the checkpoint", group=_MODEL)
+
+    # data
+    dataset_name: tuple[str, ...] = _option(
+        (), "hub data set, folder or file; one for all languages or one each", group=_DATA, required=True
+    )
+    dataset_config_name: tuple[str, ...] = _option((), "its configuration; one for all or one each", group=_DATA)
+    train_split_name: str = _option("train+validation", "such as train, train+validation, train[:1000]", group=_DATA)
+    eval_split_name: str = _option("test", "split to evaluate on", group=_DATA)
+    audio_column_name: str = _option("audio", "column of the recordings", group=_DATA)
+    text_column_name: str = _option("text", "column of what is said", group=_DATA)
+    language_column_name: str | None = _option(
+        None, "column that says which row is of which --target_language (ours)", group=_DATA
+    )
+    length_column_name: str | None = _option(
+        None, "column of lengths in samples at 16 kHz: with it, clips are not decoded before step 0", group=_DATA
+    )
+    max_train_samples: int | None = _option(None, "use only so many clips", group=_DATA)
+    max_eval_samples: int | None = _option(None, "evaluate on only so many", group=_DATA)
+    chars_to_ignore: tuple[str, ...] = _option((), "characters to remove from transcripts", group=_DATA)
+    do_lower_case: bool = _option(True, "lower-case transcripts (ours; the scripts always do)", group=_DATA)
+    max_duration_in_seconds: float = _option(20.0, "leave out longer clips", group=_DATA)
+    min_duration_in_seconds: float = _option(0.0, "leave out shorter clips", group=_DATA)
+    unk_token: str | None = _option(
+        None, "of a new vocabulary; default: the checkpoint's, [UNK] where it has none", group=_DATA
+    )
+    pad_token: str | None = _option(None, "the blank; default: the checkpoint's, [PAD] where it has none", group=_DATA)
+    word_delimiter_token: str | None = _option(None, "default: the checkpoint's, | where it has none", group=_DATA)
+    overwrite_lang_vocab: bool = _option(False, "replace a language's vocabulary in --output_dir", group=_DATA)
+    streaming: bool = _option(
+        False, "read the data as it comes, for more than fits a disk; needs --max_steps", group=_DATA
+    )
+    shuffle_buffer_size: int = _option(500, "clips among which a stream is shuffled", group=_DATA)
+    preprocessing_num_workers: int | None = _option(None, "threads that decode audio", group=_DATA)
+
+    # training
+    do_train: bool = _option(False, "train", group=_TRAINING)
+    do_eval: bool = _option(False, "evaluate, while training and at its end", group=_TRAINING)
+    num_train_epochs: float = _option(3.0, "times through the data", group=_TRAINING)
+    max_steps: int = _option(-1, "updates; overrides --num_train_epochs", group=_TRAINING)
+    per_device_train_batch_size: int = _option(8, "clips of each language on a device in one pass", group=_TRAINING)
+    per_device_eval_batch_size: int = _option(8, "the same when evaluating", group=_TRAINING)
+    gradient_accumulation_steps: int = _option(1, "passes of an update", group=_TRAINING)
+    languages_per_pass: int = _option(8, "languages that train in one pass; more take turns (ours)", group=_TRAINING)
+    learning_rate: float = _option(5e-5, "at its peak", group=_TRAINING)
+    lr_scheduler_type: str = _option(
+        "linear", "linear, cosine, constant, constant_with_warmup or tri_stage", group=_TRAINING
+    )
+    warmup_steps: float = _option(0, "updates until the peak; below 1: a share of all", group=_TRAINING)
+    warmup_ratio: float = _option(0.0, "the same, always a share", group=_TRAINING)
+    weight_decay: float = _option(0.0, "not of biases and norms", group=_TRAINING)
+    adam_beta1: float = _option(0.9, "of AdamW", group=_TRAINING)
+    adam_beta2: float = _option(0.999, "of AdamW", group=_TRAINING)
+    adam_epsilon: float = _option(1e-8, "of AdamW", group=_TRAINING)
+    max_grad_norm: float = _option(1.0, "clip of each language's gradient; 0: none", group=_TRAINING)
+    group_by_length: bool = _option(False, "batches of clips of about one length", group=_TRAINING)
+    gradient_checkpointing: bool = _option(
+        False, "compute layers twice instead of keeping what is within them", group=_TRAINING
+    )
+    fp16: bool = _option(False, "float16 products, with loss scaling", group=_TRAINING)
+    bf16: bool = _option(False, "bfloat16 products", group=_TRAINING)
+    seed: int = _option(42, "of batches, new parameters, masks and dropout", group=_TRAINING)
+    eval_strategy: str = _option(
+        "no", "when to evaluate, beside the end", choices=("no", "steps", "epoch"), group=_TRAINING
+    )
+    eval_on_start: bool = _option(False, "evaluate before the first update, too", group=_TRAINING)
+    eval_steps: int | None = _option(None, "updates between evaluations (default: --logging_steps)", group=_TRAINING)
+    eval_metrics: tuple[str, ...] = _option(
+        ("wer",), "what to report: wer, cer", choices=("wer", "cer"), group=_TRAINING
+    )
+    load_best_model_at_end: bool = _option(
+        False, "the result is the best evaluated model, not the last", group=_TRAINING
+    )
+    metric_for_best_model: str = _option("wer", "the lower the better", choices=("loss", "wer", "cer"), group=_TRAINING)
+
+    # output
+    output_dir: str = _option("", "where everything is written", group=_OUTPUT, required=True)
+    overwrite_output_dir: bool = _option(False, "start anew in a directory that is not empty", group=_OUTPUT)
+    logging_steps: int = _option(10, "updates between lines of the log (the scripts: 500)", group=_OUTPUT)
+    save_strategy: str = _option(
+        "steps", "when to keep the state, beside the end", choices=("no", "steps", "epoch"), group=_OUTPUT
+    )
+    save_steps: int = _option(500, "updates between checkpoints", group=_OUTPUT)
+    save_total_limit: int | None = _option(None, "checkpoints to keep, beside the best", group=_OUTPUT)
+    disable_tqdm: bool = _option(False, "no progress bar", group=_OUTPUT)
+    push_to_hub: bool = _option(False, "upload the result", group=_OUTPUT)
+    hub_model_id: str | None = _option(None, "where to; default: the name of --output_dir", group=_OUTPUT)
+    hub_private_repo: bool = _option(False, "make it private", group=_OUTPUT)
+
+    # machine
+    scan_layers: bool | None = _option(None, "compile one layer for all; default: not on CPUs (ours)", group=_MACHINE)
+    distributed: bool = _option(False, "join the processes of a SLURM, MPI or TPU job (ours)", group=_MACHINE)
+    coordinator_address: str | None = _option(
+        None, "host:port of process 0, where there is no such job (ours)", group=_MACHINE
+    )
+    num_processes: int | None = _option(None, "how many there are (ours)", group=_MACHINE)
+    process_id: int | None = _option(None, "which one this is, from 0 (ours)", group=_MACHINE)
+
+    def __post_init__(self):
+        for name, fault in self._faults():
+            raise SettingError(f"--{name} {fault}")
+
+    def _faults(self) -> typing.Iterator[tuple[str, str]]:
+        """What is wrong, as (setting, rest of the message)."""
+        positive = (
+            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps languages_per_pass "
+            "logging_steps eval_steps save_steps save_total_limit shuffle_buffer_size adapter_attn_dim "
+            "max_train_samples max_eval_samples preprocessing_num_workers"
+        )
+        for name in positive.split():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield name, f"is {value}; it must be at least 1"
+        if not (self.do_train or self.do_eval):
+            yield "do_train", "is not given, nor is --do_eval: there is nothing to do"
+        if self.fp16 and self.bf16:
+            yield "fp16", "and --bf16 exclude each other"
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            yield "num_train_epochs", f"is {self.num_train_epochs}; it must be over 0"
+        if self.streaming and self.max_steps <= 0 and self.do_train:
+            yield "streaming", "needs --max_steps: how long an epoch is shows only at its end"
+        if self.streaming and not self.tokenizer_name_or_path and not self.init_language:
+            yield "streaming", "needs --tokenizer_name_or_path: no vocabulary can be made of data that was not read yet"
+        if self.streaming and self.group_by_length:
+            yield "group_by_length", "needs all lengths, which --streaming does not know"
+        if len(set(self.target_language)) < len(self.target_language):
+            yield "target_language", f"names a language twice: {' '.join(self.target_language)}"
+        if self.load_best_model_at_end and not self.do_eval:
+            yield "load_best_model_at_end", "needs --do_eval"
+        if self.eval_strategy != "no" and not self.do_eval:
+            yield "eval_strategy", f"is {self.eval_strategy}, but --do_eval is not given"
+        languages = max(1, len(self.target_language))
+        for name in ("dataset_name", "dataset_config_name"):
+            if len(getattr(self, name)) not in ({0, 1, languages} if name != "dataset_name" else {1, languages}):
+                yield (
+                    name,
+                    f"has {len(getattr(self, name))} values for {languages} language(s); give one, or one for each",
+                )
+
+    @property
+    def dtype(self) -> str:
+        """Of matrix products."""
+        return "float16" if self.fp16 else "bfloat16" if self.bf16 else "float32"
+
+
+# Settings that do nothing unless another is as it must be: given without it they are an error, not ignored.
+_NEEDS: tuple[tuple[str, str, Callable[[TrainingArguments], bool]], ...] = (
+    ("init_language adapter_attn_dim languages_per_pass", "--target_language", lambda a: bool(a.target_language)),
+    ("language_column_name overwrite_lang_vocab", "--target_language", lambda a: bool(a.target_language)),
+    ("shuffle_buffer_size", "--streaming", lambda a: a.streaming),
+    ("eval_steps", "--eval_strategy steps", lambda a: a.eval_strategy == "steps"),
+    ("save_steps", "--save_strategy steps", lambda a: a.save_strategy == "steps"),
+    ("eval_metrics eval_split_name max_eval_samples per_device_eval_batch_size", "--do_eval", lambda a: a.do_eval),
+    ("metric_for_best_model eval_on_start", "--do_eval", lambda a: a.do_eval),
+    ("hub_model_id hub_private_repo", "--push_to_hub", lambda a: a.push_to_hub),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option for each setting; ``parser`` should not abbreviate."""
+    groups: dict[str, Any] = {}
+    types = typing.get_type_hints(TrainingArguments)
+    for field in dataclasses.fields(TrainingArguments):
+        name = field.metadata["group"]
+        group = groups.setdefault(name, parser.add_argument_group(name))
+        group.add_argument(f"--{field.name}", **_argument(field, types[field.name]))
+
+
+def _argument(field: dataclasses.Field[Any], annotation: Any) -> dict[str, Any]:
+    meta = field.metadata
+    options: dict[str, Any] = {"help": meta["help"].replace("%", "%%"), "dest": field.name}
+    # What is not given is absent, so that what is given but does nothing can be told.
+    options |= {"required": bool(meta.get("required")), "default": argparse.SUPPRESS}
+    if meta.get("choices"):
+        options["choices"] = meta["choices"]
+    kinds = [kind for kind in typing.get_args(annotation) if kind not in (type(None), ...)] or [annotation]
+    if annotation in (bool, bool | None):  # a bare flag, or as transformers takes it: --do_eval false
+        return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
+    if typing.get_origin(annotation) is tuple:
+        options["nargs"] = "+"
+    return options | {"type": kinds[0], "metavar": field.name.rpartition("_")[2].upper()}
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "t": True, "yes": True, "y": True, "1": True, "false": False, "f": False, "no": False}
+    values |= {"n": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def read_arguments(options: argparse.Namespace) -> TrainingArguments:
+    """The settings that a command line made by ``add_arguments`` gives.
+
+    Raises:
+        SettingError: they contradict each other.
+    """
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()
+    }
+    given = {name: value for name, value in given.items() if name in names}
+    arguments = TrainingArguments(**given)
+    for dependent, needed, holds in _NEEDS:
+        useless = sorted(given.keys() & set(dependent.split()))
+        if useless and not holds(arguments):
+            raise SettingError(f"--{useless[0]} does nothing without {needed}")
+    return arguments

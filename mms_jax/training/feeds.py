@@ -1,0 +1,124 @@
+"""Where an update's clips come from: a corpus that can be indexed, or a stream that is read as it goes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mms_jax.training.batches import Item
+from mms_jax.training.clips import Clip, ClipRules, stream_clips
+from mms_jax.training.corpus import Corpus
+from mms_jax.training.report import Report
+from mms_jax.training.rows import Row
+from mms_jax.training.sampler import Sampler
+from mms_jax.training.streams import RowStream
+
+STEPS_HELD = 16  # of a stream, behind the newest: more than are prepared ahead of training
+
+
+def corpus_items(corpus: Corpus, indices: Iterable[int]) -> list[Item]:
+    """Clips of a corpus, to be decoded when they are due."""
+    return [
+        Item(
+            int(corpus.num_samples[index]),
+            corpus.labels[index],
+            functools.partial(corpus.waveform, int(index)),
+            corpus.names[index],
+        )
+        for index in indices
+    ]
+
+
+def clip_items(clips: Iterable[Clip]) -> list[Item]:
+    """Clips that are decoded already."""
+    return [Item(len(clip.waveform), clip.labels, functools.partial(_same, clip.waveform), clip.name) for clip in clips]
+
+
+@dataclass(frozen=True)
+class CorpusFeed:
+    """Any step's clips, at any time: the position in the data is the step."""
+
+    corpus: Corpus
+    sampler: Sampler
+
+    def take(self, step: int) -> Sequence[Item]:
+        """The clips of an update."""
+        return corpus_items(self.corpus, self.sampler.batch(step))
+
+    def position(self, step: int) -> dict[str, int]:
+        """What to save beside the step: nothing."""
+        return {}
+
+
+class StreamFeed:
+    """The next steps' clips, in the order of a shuffled stream that begins anew at its end.
+
+    How many rows were read is known for every step, so training resumes with the very next row, as long as the data
+    did not change. The rows of the shuffling buffer are read again then, not decoded.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        *,
+        rules: ClipRules,
+        report: Report,
+        batch_size: int,
+        buffer_size: int,
+        seed: int,
+        num_workers: int | None = None,
+        start: dict[str, int] | None = None,
+        first_step: int = 0,
+    ):
+        self._stream = stream
+        self._clips = functools.partial(stream_clips, rules=rules, report=report, num_workers=num_workers)
+        self._batch_size = batch_size
+        self._shuffle: dict[str, int] = {"buffer_size": buffer_size, "seed": seed}
+        self._start = start or {"epoch": 0, "rows": 0}
+        self._next = first_step
+        self._positions = {first_step: self._start}  # before a step
+        self._held: dict[int, list[Item]] = {}
+        self._iterator = self._run()
+
+    def take(self, step: int) -> Sequence[Item]:
+        """The clips of an update: the next one, or one of the last few."""
+        while self._next <= step:
+            self._read()
+        return self._held[step]
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the stream is when ``step`` updates are done."""
+        while self._next < step:
+            self._read()
+        return self._positions[step]
+
+    def _read(self) -> None:
+        read = [next(self._iterator) for _ in range(self._batch_size)]
+        self._held[self._next] = clip_items(clip for clip, _ in read)
+        self._next += 1
+        self._positions[self._next] = read[-1][1]
+        for old in [step for step in self._held if step < self._next - STEPS_HELD]:
+            del self._held[old], self._positions[old]
+
+    def _run(self) -> Iterator[tuple[Clip, dict[str, int]]]:
+        """Clips without end, and the position behind each."""
+        epoch, skipped = self._start["epoch"], self._start["rows"]
+        while True:
+            places: dict[str, int] = {}
+            rows = self._stream.shuffled(**self._shuffle, epoch=epoch).skip(skipped)
+            for clip in self._clips(_numbered(rows, places, skipped)):
+                yield clip, {"epoch": epoch, "rows": places.pop(clip.name) + 1}
+            epoch, skipped = epoch + 1, 0
+
+
+def _numbered(rows: Iterable[Row], places: dict[str, int], first: int) -> Iterator[Row]:
+    """The rows, whose numbers are noted by name on the way."""
+    for number, row in enumerate(rows, first):
+        places[row.name] = number
+        yield row
+
+
+def _same(value: Any) -> Any:
+    return value

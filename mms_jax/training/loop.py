@@ -1,0 +1,308 @@
+"""The training loop: who trains at which step, on what, at what rate; logs, evaluations, checkpoints, and its end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mms_jax.audio import SAMPLING_RATE
+from mms_jax.errors import TrainingError
+from mms_jax.models.trees import Params
+from mms_jax.parallel import shard_rows
+from mms_jax.training.batches import BatchMaker, Feed, Prepared
+from mms_jax.training.evaluation import EvalSet, evaluate
+from mms_jax.training.metrics import Averages, BlankMonitor, EvalResult
+from mms_jax.training.prefetch import prefetched
+from mms_jax.training.state import Optimizer, TrainState
+from mms_jax.training.step import Objective, StepMetrics, make_listener, make_step
+
+MAX_BAD_STEPS = 8  # updates in a row whose gradients are not finite, after which a language stops
+NAMES_SHOWN = 4
+
+
+@dataclass
+class Slot:
+    """One language of the job, or the one model of full fine-tuning."""
+
+    name: str  # the language's tag; "model" for full fine-tuning
+    feed: Feed | None  # None: it is only evaluated
+    schedule: Callable[[int], float]  # step -> learning rate
+    total_steps: int
+    vocab_size: int
+    evaluation: EvalSet | None = None
+    eval_steps: int | None = None  # between evaluations; None: only after its last step
+    save_steps: int | None = None  # between checkpoints; None: only after the last step
+    monitor: BlankMonitor | None = None
+    stopped: str | None = None  # why it trains no more
+    last: EvalResult | None = None
+    best: float = math.inf  # of the metric, the lower the better
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether it is evaluated when ``step`` updates are done."""
+        if self.evaluation is None or self.stopped is not None or step > self.total_steps:
+            return False
+        return step == self.total_steps or (self.eval_steps is not None and step % self.eval_steps == 0)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What is saved of it beside the arrays when ``step`` updates are done."""
+        best = None if math.isinf(self.best) else self.best
+        position = {} if self.feed is None else self.feed.position(step)
+        return {"stopped": self.stopped, "best": best, "position": position}
+
+
+class Log(Protocol):
+    """What the loop tells; see logs.py."""
+
+    def step(self, step: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
+    def evaluation(self, step: int, language: str, result: EvalResult) -> None: ...  # noqa: D102
+    def event(self, message: str) -> None: ...  # noqa: D102
+    def advance(self, step: int) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls."""
+
+    log: Log
+    save: Callable[[], None]  # keep the state
+    improved: Callable[[int], None]  # a slot's last evaluation is its best so far
+    evaluated: Callable[[], None]  # evaluations of a step are done
+
+
+class Pass(NamedTuple):
+    """Slots that train together in one call, and their data; numbers beyond the last slot only fill."""
+
+    step: int
+    slots: tuple[int, ...]
+    prepared: Prepared
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the job was asked to end, and did
+    """SIGTERM came and the state was saved; ``step`` updates are done."""
+
+    def __init__(self, step: int):
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+@dataclass
+class Trainer:
+    """Everything one training job needs; ``run`` does it."""
+
+    objective: Objective
+    optimizer: Optimizer
+    mesh: Mesh
+    base: Params
+    state: TrainState
+    slots: Sequence[Slot]
+    maker: BatchMaker
+    eval_maker: BatchMaker
+    logging_steps: int = 10
+    metric: str = "wer"  # of the best: an attribute of EvalResult, the lower the better
+    slots_per_pass: int = 8
+    eval_on_start: bool = False
+    step: int = 0  # updates done
+    _hooks: Hooks = field(init=False)
+    _averages: Averages = field(init=False)
+    _waiting: list[tuple[Pass, StepMetrics]] = field(default_factory=list)
+    _since: float = 0.0
+
+    def __post_init__(self):
+        self._averages = Averages([slot.name for slot in self.slots])
+        self._update = make_step(self.objective, self.optimizer, self.mesh)
+        self._listen = make_listener(self.objective, self.mesh)
+        self._key = jax.random.key(self.maker.seed)
+        self._frames = np.zeros((3, len(self.slots)), np.int64)  # blank ones, all; and rows without an alignment
+
+    @property
+    def total_steps(self) -> int:
+        """Steps until the last language is done."""
+        return max((slot.total_steps for slot in self.slots), default=0)
+
+    def active(self, step: int) -> list[int]:
+        """Slots that take part in the step after ``step`` updates."""
+        return [i for i, slot in enumerate(self.slots) if slot.stopped is None and step < slot.total_steps]
+
+    def evaluate(self, hooks: Hooks) -> None:
+        """Evaluate every slot as it is."""
+        self._hooks = hooks
+        self._evaluate(self._evaluated())
+
+    def _evaluated(self) -> list[int]:
+        return [index for index, slot in enumerate(self.slots) if slot.evaluation is not None]
+
+    def run(self, hooks: Hooks) -> None:
+        """Train until every language is done or stopped, from the step the state is at.
+
+        Raises:
+            TrainingError: no language could go on. Interrupted: SIGTERM came; the state is saved.
+        """
+        self._hooks = hooks
+        with _sigterm() as asked:
+            if self.eval_on_start and self.step == 0:
+                self._evaluate(self._evaluated())
+            while self.active(self.step):
+                self._run_until_someone_stops(asked)
+        reasons = [f"{slot.name}: {slot.stopped}" for slot in self.slots if slot.stopped is not None]
+        if len(reasons) == len(self.slots):
+            raise TrainingError("; ".join(reasons))
+
+    def _run_until_someone_stops(self, asked: Callable[[], bool]) -> None:
+        """Steps with one set of languages, whose data is prepared in the background."""
+        self._since = time.perf_counter()
+        stopped = [slot.stopped for slot in self.slots]
+        with prefetched(self._steps(self.step)) as steps:
+            for passes in steps:
+                interrupted = self._agree(passes, asked())
+                if any(slot.stopped != before for slot, before in zip(self.slots, stopped, strict=True)):
+                    return
+                self._train(passes)
+                self.step += 1
+                self._hooks.log.advance(self.step)
+                self._after_step(interrupted)
+                if any(slot.stopped != before for slot, before in zip(self.slots, stopped, strict=True)):
+                    return
+
+    def _steps(self, start: int) -> Iterator[list[Pass]]:
+        """The data of every step from ``start`` on."""
+        for step in range(start, self.total_steps):
+            active = self.active(step)
+            if not active:
+                return
+            yield [self._pass(step, group) for group in self._groups(active)]
+
+    def _groups(self, active: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Active slots in groups of 1, 2, 4 … ``slots_per_pass``: every size is compiled for every length."""
+        for start in range(0, len(active), self.slots_per_pass):
+            group = active[start : start + self.slots_per_pass]
+            size = min(self.slots_per_pass, 1 << (len(group) - 1).bit_length())
+            yield (*group, *range(len(self.slots), len(self.slots) + size - len(group)))
+
+    def _pass(self, step: int, group: tuple[int, ...]) -> Pass:
+        feeds = [self.slots[index].feed if index < len(self.slots) else None for index in group]
+        return Pass(step, group, self.maker.make(step, [[] if feed is None else feed.take(step) for feed in feeds]))
+
+    def _agree(self, passes: Sequence[Pass], asked: bool) -> bool:
+        """Stop languages whose clips some process cannot read; returns whether any process was asked to end."""
+        failed = {one.slots[place]: error for one in passes for place, error in one.prepared.failed.items()}
+        flags = np.zeros(len(self.slots) + 1, np.int32)
+        flags[list(failed)] = 1
+        flags[-1] = asked
+        if jax.process_count() > 1:
+            flags = np.asarray(multihost_utils.process_allgather(flags)).max(axis=0)
+        for index in np.flatnonzero(flags[:-1]).tolist():
+            self._stop(self.slots[index], str(failed.get(index, "another process cannot read its clips")))
+        return bool(flags[-1])
+
+    def _train(self, passes: Sequence[Pass]) -> None:
+        for one in passes:
+            rates = [self.slots[i].schedule(one.step) if i < len(self.slots) else 0.0 for i in one.slots]
+            whole = one.slots == tuple(range(len(self.slots)))
+            self.state, metrics = self._update(
+                self.state,
+                self.base,
+                None if whole else np.array(one.slots, np.int32),
+                shard_rows(one.prepared.batch, self.mesh, axis=1),
+                one.prepared.layer_keep,
+                np.array(rates, np.float32),
+                jax.random.fold_in(self._key, one.step),
+            )
+            self._waiting.append((one, metrics))
+        # What the step before measured is there by now: to look at it does not keep the device waiting.
+        self._settle(keep=len(passes))
+
+    def _settle(self, *, keep: int = 0) -> None:
+        """Take note of what finished steps measured, all but the last ``keep`` passes."""
+        while len(self._waiting) > keep:
+            one, metrics = self._waiting.pop(0)
+            self._note(one, jax.tree.map(np.asarray, metrics))
+
+    def _note(self, one: Pass, metrics: StepMetrics) -> None:
+        loss, norm = np.full((2, len(self.slots)), np.nan)
+        for place, (index, names) in enumerate(zip(one.slots, one.prepared.names, strict=True)):
+            if not names:
+                continue
+            loss[index], norm[index] = metrics.loss[place], metrics.grad_norm[place]
+            self._frames[:, index] += metrics.blank_frames[place], metrics.num_frames[place], metrics.infeasible[place]
+            if metrics.bad_steps[place] >= MAX_BAD_STEPS:
+                clips = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
+                self._stop(
+                    self.slots[index],
+                    f"{MAX_BAD_STEPS} updates in a row had gradients that are not finite and were left out, the last "
+                    f"at step {one.step + 1} on {clips}. Lower --learning_rate, or look at these clips",
+                )
+        self._averages.add(loss=loss, grad_norm=norm, audio_seconds=one.prepared.num_samples / SAMPLING_RATE)
+
+    def _stop(self, slot: Slot, reason: str) -> None:
+        if slot.stopped is None:
+            slot.stopped = reason
+            self._hooks.log.event(f"{slot.name} stops: {reason}")
+
+    def _after_step(self, interrupted: bool) -> None:
+        last = not self.active(self.step)
+        evaluated = [i for i, slot in enumerate(self.slots) if slot.evaluates_after(self.step)]
+        saves = last or any(slot.save_steps and self.step % slot.save_steps == 0 for slot in self.slots)
+        if last or evaluated or saves or interrupted or self.step % self.logging_steps == 0:
+            self._settle()
+            self._write_log()
+        if evaluated:
+            self._evaluate(evaluated)
+        if saves or interrupted:
+            self._hooks.save()
+        if interrupted and not last:
+            raise Interrupted(self.step)
+        self._since = time.perf_counter() if evaluated or saves else self._since  # speed is that of training
+
+    def _write_log(self) -> None:
+        now = time.perf_counter()
+        values = self._averages.take(seconds=now - self._since)
+        self._since = now
+        values["learning_rate"] = max(slot.schedule(self.step - 1) for slot in self.slots)
+        blank, frames, infeasible = self._frames
+        values |= {"blank_ratio": blank.sum() / max(1, frames.sum())}
+        values |= {"infeasible": int(infeasible.sum())} if infeasible.any() else {}
+        self._hooks.log.step(self.step, values)
+        for slot, own, total in zip(self.slots, blank, frames, strict=True):
+            advice = slot.monitor.update(self.step, ratio=own / total) if slot.monitor and total else None
+            if advice is not None:
+                self._hooks.log.event(advice)
+        self._frames[:] = 0
+
+    def _evaluate(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            slot = self.slots[index]
+            assert slot.evaluation is not None
+            slot.last = evaluate(
+                self._listen, self.state.params, self.base, index, slot.evaluation, self.eval_maker, self.mesh
+            )
+            self._hooks.log.evaluation(self.step, slot.name, slot.last)
+            score = getattr(slot.last, self.metric)
+            if score < slot.best:
+                slot.best = score
+                self._hooks.improved(index)
+        self._hooks.evaluated()
+
+
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came since; it ends the process no more. In another thread than the main one: never."""
+    came = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,262 @@
+"""The data of a job: for each language its tokenizer, the clips it trains on and those it is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mms_jax.checkpoint import open_source
+from mms_jax.checkpoint.processor import load_tokenizer
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.errors import DatasetError, SettingError
+from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
+from mms_jax.training.arguments import TrainingArguments
+from mms_jax.training.clips import ClipRules, stream_clips
+from mms_jax.training.corpus import Corpus, scan
+from mms_jax.training.dataset import load_rows, rows_by_language
+from mms_jax.training.evaluation import EvalSet
+from mms_jax.training.feeds import clip_items, corpus_items
+from mms_jax.training.report import Report
+from mms_jax.training.rows import Rows
+from mms_jax.training.streams import RowStream, stream_rows
+from mms_jax.training.transcripts import clean_texts
+from mms_jax.training.vocabulary import make_language_tokenizer, make_tokenizer
+
+MODEL = "model"  # the name of the one slot of full fine-tuning
+
+
+@dataclass(frozen=True)
+class DataNames:
+    """What the data set of one language is called."""
+
+    language: str | None  # None: full fine-tuning
+    dataset: str
+    config: str | None
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return self.language or self.dataset
+
+
+def data_names(arguments: TrainingArguments) -> list[DataNames]:
+    """One for each language; a single data set or configuration is that of all."""
+
+    def own(values: Sequence[str], index: int) -> str | None:
+        return None if not values else values[0] if len(values) == 1 else values[index]
+
+    languages: Sequence[str | None] = arguments.target_language or (None,)
+    return [
+        DataNames(language, str(own(arguments.dataset_name, index)), own(arguments.dataset_config_name, index))
+        for index, language in enumerate(languages)
+    ]
+
+
+@dataclass
+class Material:
+    """One language's data."""
+
+    names: DataNames
+    vocabulary: CTCVocabulary
+    train: Corpus | RowStream | None
+    rules: ClipRules
+    report: Report  # of the training data; of a stream it grows while training
+    evaluation: EvalSet | None
+    eval_report: Report | None
+    failed: str | None = None  # why nothing can be trained on; told where other languages can go on
+
+
+class Loader:
+    """Reads what the arguments name; ``tell`` takes reports and what else the user should see."""
+
+    def __init__(self, arguments: TrainingArguments, config: Wav2Vec2Config, *, tell: Callable[[str], None]):
+        self._arguments = arguments
+        self._config = config
+        self._tell = tell
+        self._split: dict[tuple[str, str | None, str], dict[str, Rows]] = {}
+
+    def rows(self, names: DataNames, split: str, limit: int | None) -> Rows:
+        """The rows of one language, not decoded.
+
+        Raises:
+            DatasetError: they cannot be had; names data set and remedy.
+        """
+        a = self._arguments
+        if a.language_column_name is None:
+            rows = load_rows(names.dataset, split=split, config=names.config, **self._columns())
+        else:
+            key = (names.dataset, names.config, split)
+            if key not in self._split:
+                every = load_rows(names.dataset, split=split, config=names.config, **self._columns())
+                self._split[key] = rows_by_language(every)
+            by_language = self._split[key]
+            if names.language not in by_language:
+                raise DatasetError(
+                    f"data set {names.dataset!r}: no row of {split!r} has {names.language!r} in the column "
+                    f"{a.language_column_name!r}; there are {', '.join(sorted(by_language)[:20])}"
+                )
+            rows = by_language[names.language]
+        return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+    def stream(self, names: DataNames, split: str, limit: int | None) -> RowStream:
+        """The same as a stream."""
+        options: dict[str, Any] = self._columns()
+        del options["length_column"]
+        language = names.language if self._arguments.language_column_name else None
+        stream = stream_rows(names.dataset, split=split, config=names.config, language=language, **options)
+        return stream if limit is None else stream.take(limit)
+
+    def texts(self, names: DataNames) -> Iterator[str]:
+        """Cleaned transcripts of both splits, for a vocabulary."""
+        a = self._arguments
+        for split, wanted in ((a.train_split_name, a.do_train), (a.eval_split_name, a.do_eval)):
+            if wanted:
+                raw = self.rows(names, split, None).texts()
+                yield from clean_texts(raw, chars_to_ignore=a.chars_to_ignore, do_lower_case=a.do_lower_case)
+
+    def load(self, names: DataNames, vocabulary: CTCVocabulary) -> Material:
+        """Check all clips of a language and say what was found.
+
+        Raises:
+            DatasetError: none can be used, or the data cannot be had.
+        """
+        a = self._arguments
+        rules = ClipRules(
+            vocabulary=vocabulary,
+            num_frames=self._config.num_frames,
+            min_samples=self._config.min_samples,
+            chars_to_ignore=a.chars_to_ignore,
+            do_lower_case=a.do_lower_case,
+            min_duration_in_seconds=a.min_duration_in_seconds,
+            max_duration_in_seconds=a.max_duration_in_seconds,
+        )
+        material = Material(names, vocabulary, None, rules, Report(f"{names.title}, training"), None, None)
+        if a.do_train:
+            self._load_training(material)
+        if a.do_eval:
+            self._load_evaluation(material)
+        return material
+
+    def _load_training(self, material: Material) -> None:
+        a, names = self._arguments, material.names
+        if a.streaming:
+            material.train = self.stream(names, a.train_split_name, a.max_train_samples)
+            return
+        rows = self.rows(names, a.train_split_name, a.max_train_samples)
+        material.train = self._scan(rows, material.rules, material.report.title)
+        material.report = material.train.report
+        self._tell(str(material.report))
+
+    def _load_evaluation(self, material: Material) -> None:
+        a, names = self._arguments, material.names
+        title = f"{names.title}, evaluation"
+        if a.streaming:  # held in memory: every evaluation takes the same clips
+            material.eval_report = Report(title)
+            stream = self.stream(names, a.eval_split_name, a.max_eval_samples)
+            clips = list(
+                stream_clips(
+                    stream,
+                    rules=material.rules,
+                    report=material.eval_report,
+                    num_workers=a.preprocessing_num_workers,
+                )
+            )
+            items, texts = clip_items(clips), [clip.text for clip in clips]
+        else:
+            corpus = self._scan(self.rows(names, a.eval_split_name, a.max_eval_samples), material.rules, title)
+            material.eval_report = corpus.report
+            items, texts = corpus_items(corpus, range(len(corpus))), corpus.texts
+        self._tell(str(material.eval_report))
+        material.evaluation = EvalSet(items, texts, material.vocabulary)
+
+    def _scan(self, rows: Rows, rules: ClipRules, title: str) -> Corpus:
+        a = self._arguments
+        progress = False if a.disable_tqdm else None
+        return scan(rows, rules=rules, title=title, num_workers=a.preprocessing_num_workers, progress=progress)
+
+    def _columns(self) -> dict[str, Any]:
+        a = self._arguments
+        return {
+            "audio_column": a.audio_column_name,
+            "text_column": a.text_column_name,
+            "language_column": a.language_column_name,
+            "length_column": a.length_column_name,
+            "token": a.token,
+            "cache_dir": a.cache_dir,
+        }
+
+
+def make_tokenizers(
+    arguments: TrainingArguments,
+    config: Wav2Vec2Config,
+    loader: Loader,
+    *,
+    base: CTCTokenizer | None,
+    existing: CTCTokenizer | None,
+) -> CTCTokenizer:
+    """The tokenizer of the job: made of its transcripts, or extended by them, or the one that was asked for.
+
+    Args:
+        arguments: of the job.
+        config: of the model.
+        loader: of the transcripts.
+        base: the checkpoint's own tokenizer.
+        existing: that of the output directory, where there is one.
+    """
+    a = arguments
+    given = None if a.tokenizer_name_or_path is None else _load_tokenizer(a)
+    tokens = {"pad_token": a.pad_token, "unk_token": a.unk_token, "word_delimiter_token": a.word_delimiter_token}
+    if not a.target_language:
+        return given if given is not None else make_tokenizer(loader.texts(data_names(a)[0]), **tokens)
+    for names in data_names(a):
+        assert names.language is not None
+        existing = make_language_tokenizer(
+            names.language,
+            _Lazy(loader, names),
+            pad_token_id=config.pad_token_id,
+            base=base,
+            existing=existing,
+            given=given,
+            overwrite=a.overwrite_lang_vocab,
+            **tokens,
+        )
+    assert existing is not None
+    return existing
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """Transcripts that are read only if a vocabulary has to be made of them."""
+
+    loader: Loader
+    names: DataNames
+
+    def __iter__(self) -> Iterator[str]:
+        return self.loader.texts(self.names)
+
+
+def _load_tokenizer(a: TrainingArguments) -> CTCTokenizer:
+    tokenizer = load_tokenizer(open_source(str(a.tokenizer_name_or_path), token=a.token, cache_dir=a.cache_dir))
+    if tokenizer.is_nested and not a.target_language:
+        raise SettingError(
+            f"--tokenizer_name_or_path {a.tokenizer_name_or_path} has a vocabulary for each language; "
+            "say which one with --target_language"
+        )
+    return tokenizer
+
+
+def longest_shapes(materials: Sequence[Material]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and labels of all clips of the job, int64 [n] each."""
+    items = [item for one in materials if one.evaluation is not None for item in one.evaluation.items]
+    corpora = [one.train for one in materials if isinstance(one.train, Corpus)]
+    samples = [np.array([item.num_samples for item in items], np.int64), *(corpus.num_samples for corpus in corpora)]
+    labels = [np.array([len(item.labels) for item in items], np.int64), *(corpus.num_labels for corpus in corpora)]
+    return np.concatenate(samples), np.concatenate(labels)
+
+
+def dropped(report: Report) -> Mapping[str, int]:
+    """How many clips were dropped, by reason."""
+    return {reason: len(names) for reason, names in report.dropped.items()}
