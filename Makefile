@@ -12,12 +12,13 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 INSTALL := $(VENV)/bin/python -m pip install --quiet --quiet --editable
 FAILED := { echo "mms-jax: the installation failed, for the reason above" >&2; exit 1; }
 
-.PHONY: help demo test lint format venv clean
+.PHONY: help demo demo-train test lint format venv clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    transcribe the bundled clips with the bundled model"
+	@echo "make demo-train    train the bundled model on bundled clips of a language that is new to it (minutes)"
 	@echo "make test    run the whole test suite, PyTorch parity included (ARGS='-m \"not slow\"' for less)"
 	@echo "make lint    ruff and pyright;  make format  lets ruff rewrite the files"
 	@echo "make venv    only create $(VENV);  make clean  removes it and all caches"
@@ -25,6 +26,9 @@ help:
 
 demo: $(VENV)/.installed
 	@$(VENV)/bin/mms-jax demo
+
+demo-train: $(VENV)/.installed
+	@$(VENV)/bin/mms-jax demo-train
 
 test: $(VENV)/.installed-test
 	@echo "Running the tests"

@@ -34,7 +34,7 @@ _INFO_FILE = "info.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what orbax names a checkpoint before it is whole
 _DISCARDED = ".discarded-"
 _STEP = re.compile(r"0|[1-9]\d*")
-_CAUSE = re.compile(r"([^:]+) \[os_error_code")  # the operating system's part of a TensorStore message
+_ERRNO = re.compile(r"os_error_code='(\d+)'")  # the operating system's part of a TensorStore message
 _MAX_CAUSE_CHARS = 300
 _PATIENCE = (0.0, 0.1, 0.5)  # seconds
 
@@ -382,8 +382,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    found = _CAUSE.search(text)
-    return found[1].strip() if found else text[:_MAX_CAUSE_CHARS] or type(error).__name__
+    number = _ERRNO.search(text)
+    return os.strerror(int(number[1])) if number else text[:_MAX_CAUSE_CHARS] or type(error).__name__
 
 
 def _sync(directory: Path) -> None:

@@ -123,12 +123,18 @@ class Clip(NamedTuple):
 
 
 def stream_clips(
-    stream: Iterable[Row], *, rules: ClipRules, report: Report, num_workers: int | None = None
+    stream: Iterable[Row],
+    *,
+    rules: ClipRules,
+    report: Report,
+    num_workers: int | None = None,
+    is_whole: bool = True,
 ) -> Iterator[Clip]:
     """The usable clips of a stream, in its order, decoded by threads a little ahead; ``report`` counts as they go.
 
-    Raises ``DatasetError``, with the report, at the end of a stream without a usable clip; and for characters that the
-    vocabulary has not, if it has no token for such either.
+    Raises ``DatasetError``, with the report, at the end if there was no usable clip in what it counted, unless the
+    stream is only the rest of one (not ``is_whole``); and for characters that the vocabulary has not, if it has no
+    token for such either.
     """
     encoder = TranscriptEncoder(rules.vocabulary, head_size=rules.head_size, unknown=report.unknown)
     report.unknown_become = rules.unknown_token
@@ -159,7 +165,7 @@ def stream_clips(
             continue
         report.keep(len(found.waveform) / SAMPLING_RATE)
         yield found
-    if not report.clips:
+    if is_whole and not report.clips:
         raise DatasetError(f"no clip can be used\n{report}")
 
 

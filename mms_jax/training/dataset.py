@@ -141,7 +141,8 @@ def _parts_of_files(files: TableFiles, hub: Hub, columns: Columns) -> dict[str |
                 continue
             for path in members:
                 for own, table in text_tables(path, columns).items():
-                    found.setdefault(own or split, []).append(TablePart(table, shown_path(path, hub.name)))
+                    shown = shown_path(path, hub.name, split=own)
+                    found.setdefault(own or split, []).append(TablePart(table, shown))
     return found
 
 
@@ -150,7 +151,8 @@ def text_tables(path: Path, columns: Columns) -> dict[str | None, Table]:
     return read_tables(path, wanted=lambda there: columns.find(there, name=str(path)))
 
 
-def shown_path(path: Path, name: str) -> str:
-    """A file as messages have it: as it was named, or relative to the folder that was named."""
+def shown_path(path: Path, name: str, *, split: str | None = None) -> str:
+    """A file as messages have it: as it was named, or relative to the folder that was named; and its own ``split``."""
     folder = Path(name).expanduser()
-    return str(path.relative_to(folder)) if folder.is_dir() and path.is_relative_to(folder) else str(path)
+    shown = str(path.relative_to(folder)) if folder.is_dir() and path.is_relative_to(folder) else str(path)
+    return shown if split is None else f"{shown} {split}"

@@ -152,11 +152,11 @@ class _Finder:
 
     def _of_file(self, path: Path) -> Iterator[tuple[str | None, list[Unit]]]:
         """The units of a file, by its own splits if it has some."""
-        shown = shown_path(path, self.hub.name)
         if path.suffix.lower() in ARROW_TABLES:
-            yield None, self._of_stream(stream_arrow_file(path), shown, path.parent)
+            yield None, self._of_stream(stream_arrow_file(path), shown_path(path, self.hub.name), path.parent)
             return
         for split, table in text_tables(path, self.columns).items():
+            shown = shown_path(path, self.hub.name, split=split)
             yield split, self._of_rows(Rows.of([TablePart(table, shown)], shown))
 
     def _of_rows(self, rows: Rows) -> list[Unit]:
