@@ -60,6 +60,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
+def local_copy(tree: Any) -> Any:
+    """A replicated tree as this process has it: what one process alone does with it must not involve the others."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
 def shard_rows(tree: Any, mesh: Mesh, *, axis: int) -> Any:
     """Spread arrays over the devices along one of their axes; each process gives the part of ``local_shards``."""
     spec = PartitionSpec(*[None] * axis, AXIS)

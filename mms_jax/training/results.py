@@ -17,6 +17,7 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.features import FeatureExtractor
 from mms_jax.files import atomic_write, write_json
 from mms_jax.models.trees import Params, flatten, merge_trees, unflatten
+from mms_jax.parallel import local_copy
 from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.card import BaseReport, LanguageReport, write_card
@@ -127,7 +128,7 @@ class Results:
         )
 
     def _write_model(self, trainer: Trainer, params: Params) -> None:
-        whole = merge_trees(jax.tree.map(np.asarray, trainer.base), params)
+        whole = merge_trees(jax.tree.map(np.asarray, local_copy(trainer.base)), params)
         config = trainer.objective.config
         parts: dict[str, Any] = {"tokenizer": self.tokenizer, "feature_extractor": self.feature_extractor}
         save_model(self.output, whole, config=config, **parts)

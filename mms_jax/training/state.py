@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mms_jax.checkpoint import param_shapes
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models.trees import Params, flatten, is_adapter_path, stack_layers, unflatten
+from mms_jax.parallel import local_copy
 
 INITIALIZER_RANGE = 0.02  # standard deviation of fresh adapters and heads, as in transformers
 UNDECAYED = {"bias", "scale"}  # weight decay leaves biases and norms alone, as transformers' Trainer does
@@ -99,7 +100,7 @@ def _widened(adapter: Params, width: int) -> Params:
 
 def take_slot(params: Params, slot: int, *, vocab_size: int | None = None) -> Params:
     """One slot's parameters on the host, its head cut to its vocabulary."""
-    own = jax.tree.map(lambda leaf: np.asarray(leaf[slot]), params)
+    own = jax.tree.map(lambda leaf: np.asarray(leaf[slot]), local_copy(params))
     if vocab_size is None:
         return own
     return {**own, "lm_head": {name: leaf[..., :vocab_size] for name, leaf in own["lm_head"].items()}}
