@@ -136,30 +136,17 @@ def stream_clips(
     stream is only the rest of one (not ``is_whole``); and for characters that the vocabulary has not, if it has no
     token for such either.
     """
-    encoder = TranscriptEncoder(rules.vocabulary, head_size=rules.head_size, unknown=report.unknown)
     report.unknown_become = rules.unknown_token
 
-    def usable() -> Iterator[tuple[Row, str, np.ndarray]]:
-        for row in stream:
-            try:
-                text, labels = rules.encode(row.text, encoder)
-            except UnusableError as why:
-                report.drop(row.name, why)
-                continue
-            encoder.check()
-            if labels is not None:
-                yield row, text, labels
-
-    def decode(job: tuple[Row, str, np.ndarray]) -> tuple[str, Clip | UnusableError]:
-        row, text, labels = job
+    def decode(job: _Job) -> tuple[str, Clip | UnusableError]:
         try:
-            waveform = rules.decode(row.audio)
-            rules.check(len(waveform), labels)
+            waveform = rules.decode(job.row.audio)
+            rules.check(len(waveform), job.labels)
         except UnusableError as why:
-            return row.name, why
-        return row.name, Clip(waveform, labels, text, row.name)
+            return job.row.name, why
+        return job.row.name, Clip(waveform, job.labels, job.text, job.row.name)
 
-    for name, found in ordered(decode, usable(), num_workers=num_workers):
+    for name, found in ordered(decode, _jobs(stream, rules, report), num_workers=num_workers):
         if isinstance(found, UnusableError):
             report.drop(name, found)
             continue
@@ -167,6 +154,26 @@ def stream_clips(
         yield found
     if is_whole and not report.clips:
         raise DatasetError(f"no clip can be used\n{report}")
+
+
+class _Job(NamedTuple):
+    row: Row
+    text: str
+    labels: np.ndarray
+
+
+def _jobs(stream: Iterable[Row], rules: ClipRules, report: Report) -> Iterator[_Job]:
+    """The rows whose text is usable, to be decoded."""
+    encoder = TranscriptEncoder(rules.vocabulary, head_size=rules.head_size, unknown=report.unknown)
+    for row in stream:
+        try:
+            text, labels = rules.encode(row.text, encoder)
+        except UnusableError as why:
+            report.drop(row.name, why)
+            continue
+        encoder.check()
+        if labels is not None:
+            yield _Job(row, text, labels)
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], *, num_workers: int | None) -> Iterator[R]:

@@ -118,16 +118,14 @@ def scan(
 ) -> Corpus:
     """Check all rows: first the texts, then, by ``num_workers`` threads, the audio of those whose text is usable.
 
-    Where ``rows`` have a column of lengths, these are believed and nothing is decoded. ``progress``: a bar on stderr;
-    None: if it is a terminal. ``title`` names the data in the report.
-
-    Raises ``DatasetError``, with the report, if no clip is left; and for characters that the vocabulary has not, if it
-    has no token for such either.
+    Where ``rows`` have a column of lengths, these are believed and nothing is decoded. ``progress``: a bar on stderr
+    (None: if it is a terminal). Raises ``DatasetError``, with the report, if no clip is left; and for characters that
+    the vocabulary has not, if it has no token for such either.
     """
     report = Report(title or rows.description, unknown_become=rules.unknown_token)
     transcripts = _check_texts(rows, rules, report)
     lengths = rows.cells("length")
-    found = _decoded(rows, rules, transcripts, num_workers) if lengths is None else _stated(rows, lengths, transcripts)
+    found = _stated(rows, lengths, transcripts) if lengths else _decoded(rows, rules, transcripts, num_workers)
     held, kept = _Held(max_bytes_held), list[_Kept]()
     for index, name, clip in _with_bar(found, len(transcripts), report.title, progress):
         text, labels = transcripts[index]
@@ -144,7 +142,7 @@ def scan(
     if not kept:
         raise DatasetError(f"no clip can be used\n{report}")
     corpus = _corpus(rows, kept, report, held)
-    if lengths is not None:
+    if lengths:
         _spot_check(corpus)
     return corpus
 

@@ -49,18 +49,17 @@ def load_rows(
     """
     columns = Columns(audio_column, text_column, language_column, length_column)
     by_split = _find_parts(Hub(name, config, revision, token, cache_dir), columns, split)
-    check_splits(by_split, name=name)
     lengths = {split: sum(map(len, parts)) for split, parts in by_split.items()}
     starts = dict(
         zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False)
     )  # one more than splits: the end
     found = pieces(split, lengths, name=name)
     wanted = [range(starts[piece.split] + piece.start, starts[piece.split] + piece.stop) for piece in found]
-    every = Rows.of([part for parts in by_split.values() for part in parts], f"{name} {split}")
-    rows = every.select(chain.from_iterable(wanted))
-    if not len(rows):
+    parts = [part for own in by_split.values() for part in own]
+    every = Rows.of(parts, f"{name} {split}", has_splits=None not in by_split)
+    if not any(wanted):
         raise DatasetError(f"data set {name!r}: the split {split!r} has no rows")
-    return rows
+    return every.select(chain.from_iterable(wanted))
 
 
 def rows_by_language(rows: Rows) -> dict[str, Rows]:
@@ -110,7 +109,9 @@ def _find_parts(hub: Hub, columns: Columns, spec: str) -> dict[str | None, list[
     source = find_source(hub)
     if isinstance(source, dict):
         needed = needed_splits(spec, source, name=hub.name)
-        return _parts_of_files({split: source[split] for split in source if split in needed}, hub, columns)
+        parts = _parts_of_files({split: source[split] for split in needed}, hub, columns)
+        check_splits(parts, name=hub.name)
+        return parts
     loaded = source.load() if isinstance(source, Hub) else load_saved(source)
     folder = source_folder(source)
     if isinstance(loaded, datasets.Dataset):

@@ -8,7 +8,7 @@ from pathlib import Path
 from mms_jax.errors import DatasetError
 from mms_jax.training.tables import TEXT_TABLES
 
-__all__ = ["ARROW_TABLES", "TableFiles", "declares_configs", "find_tables", "is_saved", "local_files"]
+__all__ = ["ARROW_TABLES", "declares_configs", "find_tables", "is_saved", "local_files"]
 
 ARROW_TABLES = (".parquet", ".arrow")
 TABLES = TEXT_TABLES + ARROW_TABLES

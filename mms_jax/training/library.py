@@ -163,44 +163,40 @@ def _escaped(files: Sequence[Path]) -> list[str]:
     return [glob.escape(str(path.resolve())) for path in files]
 
 
-class _Quiet:
-    """The library without progress bars, log lines and PyTorch, while any thread is within; then as it was before.
+_LOCK = threading.Lock()
+_undo = contextlib.ExitStack()  # how to leave the library as it was
+_within = 0  # blocks of all threads that want it quiet
 
-    It would import PyTorch only to put the epoch of a stream into a tensor: that takes seconds, and brings CUDA
-    libraries beside JAX's.
+
+@contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """The library without progress bars (unless ``bars``) and log lines, while any thread is within such a block.
+
+    Nor does it import PyTorch, which it would only to put the epoch of a stream into a tensor: that takes seconds, and
+    brings CUDA libraries beside JAX's.
     """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._within = 0
-        self._undo = contextlib.ExitStack()
-
-    @contextmanager
-    def __call__(self, *, bars: bool = False) -> Iterator[None]:
-        """Quiet for a block; with ``bars``, those are left on."""
-        with self._lock:
-            self._within += 1
-            if self._within == 1:
-                self._enter(bars=bars)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._within -= 1
-                if self._within == 0:
-                    self._undo.close()
-
-    def _enter(self, *, bars: bool) -> None:
-        self._undo.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        self._undo.callback(setattr, datasets.config, "TORCH_AVAILABLE", datasets.config.TORCH_AVAILABLE)
-        datasets.config.TORCH_AVAILABLE &= "torch" in sys.modules
-        if not bars and not datasets.are_progress_bars_disabled():
-            self._undo.callback(datasets.enable_progress_bars)
-            datasets.disable_progress_bars()
+    global _within
+    with _LOCK:
+        _within += 1
+        if _within == 1:
+            _silence(bars=bars)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _within -= 1
+            if _within == 0:
+                _undo.close()
 
 
-quiet = _Quiet()
+def _silence(*, bars: bool) -> None:
+    _undo.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    _undo.callback(setattr, datasets.config, "TORCH_AVAILABLE", datasets.config.TORCH_AVAILABLE)
+    datasets.config.TORCH_AVAILABLE &= "torch" in sys.modules
+    if not bars and not datasets.are_progress_bars_disabled():
+        _undo.callback(datasets.enable_progress_bars)
+        datasets.disable_progress_bars()
 
 
 @contextmanager

@@ -170,21 +170,26 @@ class ArrowPart:
 
 
 class Rows(Sequence[Row]):
-    """Rows of one or more tables, in order; ``description`` names them in messages."""
+    """Rows of one or more tables, in order; ``description`` names them in messages.
 
-    def __init__(self, parts: Sequence[Part], *, places: np.ndarray, description: str):
+    Without ``has_splits``, they are the rows of whichever split is asked for: what trains on them should not be
+    evaluated on them.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, places: np.ndarray, description: str, has_splits: bool = True):
         """``places`` are int64 [n, 2]: of each row, its part and its index there."""
         self._parts = parts
         self._places = places
         self.description = description
+        self.has_splits = has_splits
 
     @classmethod
-    def of(cls, parts: Sequence[Part], description: str) -> "Rows":
+    def of(cls, parts: Sequence[Part], description: str, *, has_splits: bool = True) -> "Rows":
         """All rows of these tables."""
         lengths = [len(part) for part in parts]
         indices = np.concatenate([np.arange(length) for length in lengths])
         places = np.stack([np.repeat(np.arange(len(parts)), lengths), indices], axis=1)
-        return cls(parts, places=places, description=description)
+        return cls(parts, places=places, description=description, has_splits=has_splits)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -204,7 +209,7 @@ class Rows(Sequence[Row]):
     def select(self, indices: Iterable[int]) -> "Rows":
         """The rows of these indices, in their order."""
         places = self._places[np.fromiter(indices, np.int64)]
-        return Rows(self._parts, places=places, description=self.description)
+        return Rows(self._parts, places=places, description=self.description, has_splits=self.has_splits)
 
     def name(self, index: int) -> str:
         """The row's name, without reading its audio."""

@@ -88,18 +88,7 @@ def make_language_tokenizer(
     chosen = {key: value for key, value in tokens.items() if value is not None}
     if existing is not None:
         _check_same(existing, chosen)
-    own = existing.vocab.get(language) if existing is not None else None
-    if overwrite:
-        vocab = None
-    elif given is not None and language in given.languages:
-        vocab = given.vocab[language]
-        if own is not None and dict(own) != dict(vocab):
-            raise VocabularyError(
-                f"{existing.source if existing else ''}: has another vocabulary for {language!r} than {given.source}; "
-                "choose another output directory, or make a new one from the data (--overwrite_lang_vocab)"
-            )
-    else:
-        vocab = own
+    vocab = None if overwrite else _known_vocabulary(language, existing, given)
     pattern = existing or given or base
     config = _settings(pattern, chosen)
     if vocab is None:
@@ -107,6 +96,22 @@ def make_language_tokenizer(
     if existing is not None:
         return existing.with_language(language, vocab, overwrite=True)
     return CTCTokenizer({language: dict(vocab)}, config | {"target_lang": language}, source=f"vocabulary of {language}")
+
+
+def _known_vocabulary(
+    language: str, existing: CTCTokenizer | None, given: CTCTokenizer | None
+) -> Mapping[str, int] | None:
+    own, asked = _of(existing, language), _of(given, language)
+    if existing and given and own and asked and own != asked:
+        raise VocabularyError(
+            f"{existing.source}: has another vocabulary for {language!r} than {given.source}; choose another output "
+            "directory, or make a new vocabulary from the data (--overwrite_lang_vocab)"
+        )
+    return asked or own
+
+
+def _of(tokenizer: CTCTokenizer | None, language: str) -> dict[str, int] | None:
+    return dict(tokenizer.vocab[language]) if tokenizer is not None and language in tokenizer.languages else None
 
 
 def make_tokenizer(texts: Iterable[str], **tokens: str | None) -> CTCTokenizer:
