@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,18 +107,26 @@ class StreamFeed:
         """Clips without end, and the position behind each."""
         epoch, skipped = self._start["epoch"], self._start["rows"]
         while True:
-            places: dict[str, int] = {}
+            places: deque[tuple[str, int]] = deque()
             rows = self._stream.shuffled(**self._shuffle, epoch=epoch).skip(skipped)
-            for clip in self._clips(_numbered(rows, places, skipped)):
-                yield clip, {"epoch": epoch, "rows": places.pop(clip.name) + 1}
+            for clip in self._clips(_numbered(rows, places, skipped), is_whole=skipped == 0):
+                yield clip, {"epoch": epoch, "rows": _place_of(clip, places) + 1}
             epoch, skipped = epoch + 1, 0
 
 
-def _numbered(rows: Iterable[Row], places: dict[str, int], first: int) -> Iterator[Row]:
-    """The rows, whose numbers are noted by name on the way."""
+def _numbered(rows: Iterable[Row], places: deque[tuple[str, int]], first: int) -> Iterator[Row]:
+    """The rows, whose names and numbers are noted on the way."""
     for number, row in enumerate(rows, first):
-        places[row.name] = number
+        places.append((row.name, number))
         yield row
+
+
+def _place_of(clip: Clip, places: deque[tuple[str, int]]) -> int:
+    """The number of a clip's row: clips come in the order of rows, of which some were dropped between them."""
+    while True:
+        name, number = places.popleft()
+        if name == clip.name:
+            return number
 
 
 def _same(value: Any) -> Any:

@@ -146,6 +146,12 @@ class Loader:
             material.train = self.stream(names, a.train_split_name, a.max_train_samples)
             return
         rows = self.rows(names, a.train_split_name, a.max_train_samples)
+        if a.do_eval and not rows.has_splits and "[" not in a.train_split_name + a.eval_split_name:
+            raise DatasetError(
+                f"data set {names.dataset!r} has no splits, so its training clips would be evaluated; give "
+                "--dataset_name train=a.csv,test=b.csv, or slices: --train_split_name train[:90%] --eval_split_name "
+                "train[90%:]"
+            )
         material.train = self._scan(rows, material.rules, material.report.title)
         material.report = material.train.report
         self._tell(str(material.report))
