@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ _SHARED = ("pad_token", "unk_token", "word_delimiter_token", "replace_word_delim
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
 
-@dataclass
+@dataclass(frozen=True)
 class OutputDirectory:
     """The output directory of an adapter job: ``prepare`` it before training, then write adapters as often as needed.
 
@@ -70,7 +70,6 @@ class OutputDirectory:
     feature_extractor: FeatureExtractor
     config: Wav2Vec2Config
     fingerprint: str
-    _outdated: bool = field(default=False, init=False)  # the adapter inside weights that were written whole
 
     def prepare(self, *, overwrite: bool = False, resume: bool = False) -> None:
         """Put the base's and the processor's files there; languages that were trained there before stay as they are.
@@ -98,7 +97,6 @@ class OutputDirectory:
         _write_record(self.path, self.base, kind=_ADAPTERS, fingerprint=self.fingerprint, known=record or {})
         self._copy_base()
         self._write_feature_extractor()
-        self._outdated = resume and _holds_weights(self.path)  # a killed job may not have finished
 
     def write_adapter(self, language: str, leaves: Params) -> Path:
         """Write one language's adapter, and add its vocabulary to those that are there.
@@ -117,8 +115,8 @@ class OutputDirectory:
         )
         if not _holds_weights(self.path):
             self._write_whole(language, leaves)
-        elif language == self._inside:
-            self._outdated = True
+        elif self._record.get("inside") == language:
+            write_json(self.path / RECORD, self._record | {"outdated": True})
         save_adapter(path, config=self.config, params=leaves, metadata={"base_fingerprint": self.fingerprint})
         # After the adapter: a vocabulary alone would be taken for that of the head inside the base.
         self._with_language(language).save(self.path)
@@ -130,15 +128,14 @@ class OutputDirectory:
         Raises:
             OSError: they cannot be written.
         """
-        inside = self._inside
-        if self._outdated and inside is not None:
+        if self._record.get("outdated"):
+            inside = self._record["inside"]
             self._write_whole(inside, load_adapter(self.path / adapter_filename(inside), self.config))
-            self._outdated = False
 
     @property
-    def _inside(self) -> str | None:
-        """The language whose adapter lies in the weights, where these were written whole."""
-        return (_read_record(self.path) or {}).get("inside")
+    def _record(self) -> dict[str, Any]:
+        """What is known of the directory; ``inside``, the language inside weights that were written whole, too."""
+        return _read_record(self.path) or {}
 
     def _check_owner(self, *, overwrite: bool) -> dict[str, Any] | None:
         """The record of a directory that belongs to this base; None if it is nobody's and may be used."""
@@ -221,8 +218,10 @@ class OutputDirectory:
         """The weights of a base that cannot carry other adapters, with this one inside."""
         encoder, _ = split_adapter({"wav2vec2": load_wav2vec2(self.base).params})
         config = self.config.replace(vocab_size=leaves["lm_head"]["kernel"].shape[-1])
-        write_json(self.path / RECORD, {**(_read_record(self.path) or {}), "inside": language})
+        record = self._record | {"inside": language}
+        write_json(self.path / RECORD, record | {"outdated": True})
         save_ctc(self.path, config=config, params=merge_trees(encoder, leaves))
+        write_json(self.path / RECORD, {key: value for key, value in record.items() if key != "outdated"})
 
     def _with_language(self, language: str) -> CTCTokenizer:
         """The vocabularies that are there, if they are this base's, and this language's."""
@@ -245,7 +244,7 @@ def prepare_model_directory(
         base: what training starts from.
         fingerprint: ``base_fingerprint(base)``.
         overwrite: whatever is there will be replaced, but adapters.
-        resume: the model may be there; it is from the same job.
+        resume: a model may be there; it is from the same job.
 
     Raises:
         TrainingError: the directory is not free for it. OSError: it cannot be written; ``filename`` says what.
@@ -255,11 +254,11 @@ def prepare_model_directory(
         raise TrainingError(f"{path}: holds the model that training starts from; choose another output_dir")
     if _adapters(path) or (record is not None and record.get("kind") == _ADAPTERS):
         raise TrainingError(f"{path}: holds adapters, which new weights would break; choose another output_dir")
-    resumes = resume and record is not None and record.get("fingerprint") == fingerprint
-    if used and not (overwrite or resumes):
+    same = record is not None and record.get("fingerprint") == fingerprint
+    if used and not (overwrite or (same and (resume or not _holds_weights(path)))):
         raise _not_free(path, "other things" if record is None else f"a model fine-tuned from {record.get('base')}")
     path.mkdir(parents=True, exist_ok=True)
-    if not resumes:
+    if not (same and resume):
         _clear(path)
     _write_record(path, base, kind=_MODEL, fingerprint=fingerprint, known={})
 
