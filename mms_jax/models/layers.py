@@ -87,7 +87,9 @@ def _narrow_backward(subscripts: str, dtype: DTypeLike, kept: Any, cotangent: An
     operands, result = subscripts.split("->")
     of_x, of_y = operands.split(",")
     x_bar = None if y is None else _einsum(f"{result},{of_y}->{of_x}", dtype, cotangent, y).astype(x_like.dtype)
-    y_bar = None if x is None else _einsum(f"{of_x},{result}->{of_y}", dtype, x, cotangent).astype(y_like.dtype)
+    # The cotangent first here, too: for attention's bfloat16 scores the other order is one that jaxlib 0.10.2 compiles
+    # for CPUs to a product it does not have.
+    y_bar = None if x is None else _einsum(f"{result},{of_x}->{of_y}", dtype, cotangent, x).astype(y_like.dtype)
     return x_bar, y_bar
 
 

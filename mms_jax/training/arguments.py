@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +45,9 @@ class TrainingArguments:
     init_language: str | None = _option(
         None, "start new adapters from this language's of the checkpoint instead of afresh", group=_MODEL
     )
-    adapter_attn_dim: int = _option(16, "width of new adapters, where the checkpoint has none", group=_MODEL)
+    adapter_attn_dim: int | None = _option(
+        None, "width of adapters; default: the checkpoint's, 16 where it has none", group=_MODEL
+    )
     freeze_feature_encoder: bool = _option(True, "do not train the convolutions (whole models only)", group=_MODEL)
     attention_dropout: float | None = _option(
         None, "of attention weights; default: the checkpoint's, as for those below", group=_MODEL
@@ -78,7 +82,10 @@ class TrainingArguments:
         None, "column that says which row is of which --target_language (ours)", group=_DATA
     )
     length_column_name: str | None = _option(
-        None, "column of lengths in samples at 16 kHz: with it, clips are not decoded before step 0", group=_DATA
+        None,
+        "column of lengths in samples at 16 kHz: with it, clips are not decoded before step 0 (input_length, which the "
+        "scripts make themselves, may be missing)",
+        group=_DATA,
     )
     max_train_samples: int | None = _option(None, "use only so many clips", group=_DATA)
     max_eval_samples: int | None = _option(None, "evaluate on only so many", group=_DATA)
@@ -176,31 +183,40 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield name, f"is {value}; it must be at least 1"
+        for name, low, high, what in _RANGES:
+            value = getattr(self, name)
+            if not low <= value < high:  # which NaN is not either
+                yield name, f"is {value}; it must be {what}"
+        if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
+            yield "num_train_epochs", f"is {self.num_train_epochs}; it must be over 0"
+        yield from self._contradictions()
+        languages = max(1, len(self.target_language))
+        for name, numbers in (("dataset_name", {1, languages}), ("dataset_config_name", {0, 1, languages})):
+            count = len(getattr(self, name))
+            if count not in numbers:
+                yield name, f"has {count} values for {languages} language(s); give one, or one for each"
+
+    def _contradictions(self) -> typing.Iterator[tuple[str, str]]:
+        """Settings that do not go together."""
         if not (self.do_train or self.do_eval):
             yield "do_train", "is not given, nor is --do_eval: there is nothing to do"
         if self.fp16 and self.bf16:
             yield "fp16", "and --bf16 exclude each other"
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            yield "num_train_epochs", f"is {self.num_train_epochs}; it must be over 0"
         if self.streaming and self.max_steps <= 0 and self.do_train:
             yield "streaming", "needs --max_steps: how long an epoch is shows only at its end"
-        if self.streaming and not self.tokenizer_name_or_path and not self.init_language:
+        keeps_vocabulary = not self.do_train or self.target_language == (self.init_language,)
+        if self.streaming and not self.tokenizer_name_or_path and not keeps_vocabulary:
             yield "streaming", "needs --tokenizer_name_or_path: no vocabulary can be made of data that was not read yet"
         if self.streaming and self.group_by_length:
             yield "group_by_length", "needs all lengths, which --streaming does not know"
         if len(set(self.target_language)) < len(self.target_language):
             yield "target_language", f"names a language twice: {' '.join(self.target_language)}"
-        if self.load_best_model_at_end and not self.do_eval:
-            yield "load_best_model_at_end", "needs --do_eval"
+        if self.target_language and not self.freeze_feature_encoder:
+            yield "freeze_feature_encoder", "is false, but beside adapters (--target_language) everything is frozen"
         if self.eval_strategy != "no" and not self.do_eval:
             yield "eval_strategy", f"is {self.eval_strategy}, but --do_eval is not given"
-        languages = max(1, len(self.target_language))
-        for name in ("dataset_name", "dataset_config_name"):
-            if len(getattr(self, name)) not in ({0, 1, languages} if name != "dataset_name" else {1, languages}):
-                yield (
-                    name,
-                    f"has {len(getattr(self, name))} values for {languages} language(s); give one, or one for each",
-                )
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            yield "load_best_model_at_end", "needs --eval_strategy (steps or epoch): else there is only the last"
 
     @property
     def dtype(self) -> str:
@@ -208,16 +224,53 @@ class TrainingArguments:
         return "float16" if self.fp16 else "bfloat16" if self.bf16 else "float32"
 
 
-# Settings that do nothing unless another is as it must be: given without it they are an error, not ignored.
+# Half-open ranges of numbers, and what they are in words; what schedule and augmentation take is checked there.
+_RANGES: tuple[tuple[str, float, float, str], ...] = (
+    ("seed", 0, 2**32, "in 0 … 2^32 - 1"),
+    ("adam_beta1", 0.0, 1.0, "in 0 … below 1"),
+    ("adam_beta2", 0.0, 1.0, "in 0 … below 1"),
+    ("adam_epsilon", sys.float_info.min, math.inf, "over 0"),
+    ("weight_decay", 0.0, math.inf, "at least 0"),
+    ("max_grad_norm", 0.0, math.inf, "at least 0"),
+)
+
+# Settings that do nothing unless others are as they must be: given all the same they are an error, not ignored.
 _NEEDS: tuple[tuple[str, str, Callable[[TrainingArguments], bool]], ...] = (
-    ("init_language adapter_attn_dim languages_per_pass", "--target_language", lambda a: bool(a.target_language)),
-    ("language_column_name overwrite_lang_vocab", "--target_language", lambda a: bool(a.target_language)),
-    ("shuffle_buffer_size", "--streaming", lambda a: a.streaming),
-    ("eval_steps", "--eval_strategy steps", lambda a: a.eval_strategy == "steps"),
-    ("save_steps", "--save_strategy steps", lambda a: a.save_strategy == "steps"),
-    ("eval_metrics eval_split_name max_eval_samples per_device_eval_batch_size", "--do_eval", lambda a: a.do_eval),
-    ("metric_for_best_model eval_on_start", "--do_eval", lambda a: a.do_eval),
-    ("hub_model_id hub_private_repo", "--push_to_hub", lambda a: a.push_to_hub),
+    (
+        "init_language adapter_attn_dim freeze_feature_encoder attention_dropout activation_dropout hidden_dropout "
+        "feat_proj_dropout final_dropout layerdrop mask_time_prob mask_time_length mask_feature_prob "
+        "mask_feature_length dither ctc_loss_reduction train_split_name max_train_samples unk_token pad_token "
+        "word_delimiter_token overwrite_lang_vocab shuffle_buffer_size num_train_epochs max_steps "
+        "per_device_train_batch_size gradient_accumulation_steps languages_per_pass learning_rate lr_scheduler_type "
+        "warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm group_by_length "
+        "gradient_checkpointing eval_strategy eval_steps eval_on_start load_best_model_at_end metric_for_best_model "
+        "overwrite_output_dir logging_steps save_strategy save_steps save_total_limit push_to_hub",
+        "without --do_train",
+        lambda a: a.do_train,
+    ),
+    (
+        "init_language adapter_attn_dim languages_per_pass language_column_name overwrite_lang_vocab",
+        "without --target_language",
+        lambda a: bool(a.target_language),
+    ),
+    ("num_train_epochs", "with --max_steps", lambda a: a.max_steps <= 0),
+    ("mask_time_length", "without --mask_time_prob over 0", lambda a: a.mask_time_prob > 0),
+    ("mask_feature_length", "without --mask_feature_prob over 0", lambda a: a.mask_feature_prob > 0),
+    ("shuffle_buffer_size", "without --streaming", lambda a: a.streaming),
+    ("length_column_name", "with --streaming", lambda a: not a.streaming),
+    (
+        "unk_token pad_token word_delimiter_token",
+        "with --tokenizer_name_or_path, where a whole model is trained",
+        lambda a: bool(a.target_language) or a.tokenizer_name_or_path is None,
+    ),
+    ("eval_steps", "without --eval_strategy steps", lambda a: a.eval_strategy == "steps"),
+    ("save_steps", "without --save_strategy steps", lambda a: a.save_strategy == "steps"),
+    (
+        "eval_metrics eval_split_name max_eval_samples per_device_eval_batch_size metric_for_best_model eval_on_start",
+        "without --do_eval",
+        lambda a: a.do_eval,
+    ),
+    ("hub_model_id hub_private_repo", "without --push_to_hub", lambda a: a.push_to_hub),
 )
 
 
@@ -266,8 +319,9 @@ def read_arguments(options: argparse.Namespace) -> TrainingArguments:
     }
     given = {name: value for name, value in given.items() if name in names}
     arguments = TrainingArguments(**given)
-    for dependent, needed, holds in _NEEDS:
-        useless = sorted(given.keys() & set(dependent.split()))
+    for dependent, condition, holds in _NEEDS:
+        # A switch that is said to be off asks for nothing.
+        useless = [name for name in dependent.split() if given.get(name, False) is not False]
         if useless and not holds(arguments):
-            raise SettingError(f"--{useless[0]} does nothing without {needed}")
+            raise SettingError(f"--{useless[0]} does nothing {condition}")
     return arguments

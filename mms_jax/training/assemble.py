@@ -89,7 +89,8 @@ def make_trainer(
         optimizer,
         mesh,
         replicate(start.base, mesh),
-        init_state(replicate(start.params, mesh), optimizer=optimizer, loss_scale=scale),
+        # All of it as a step returns it: what lies elsewhere at first would have the step compiled once more.
+        replicate(init_state(start.params, optimizer=optimizer, loss_scale=scale), mesh),
         slots,
         maker,
         replace(maker, rows=a.per_device_eval_batch_size),
@@ -119,8 +120,6 @@ def _slot(a: TrainingArguments, one: Material, batch_size: int, resumed: dict[st
         {"no": None, "steps": a.eval_steps or a.logging_steps, "epoch": steps_per_epoch}[a.eval_strategy],
         {"no": None, "steps": a.save_steps, "epoch": steps_per_epoch}[a.save_strategy],
         BlankMonitor(name, warmup_steps=int(total * WARMING_UP)),
-        stopped=saved.get("stopped"),
-        best=math.inf if saved.get("best") is None else saved["best"],
     )
 
 

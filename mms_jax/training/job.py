@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from mms_jax.training.checkpoints import Checkpoints
 from mms_jax.training.curve import draw_curve
 from mms_jax.training.logs import METRICS, RunLog
 from mms_jax.training.loop import Hooks, Interrupted, Trainer
-from mms_jax.training.material import Loader, Material, data_names, make_tokenizers
+from mms_jax.training.material import DataNames, Loader, Material, data_names, make_tokenizer_of_job
 from mms_jax.training.model import Start, has_head, load_adapters, load_whole, training_config
 from mms_jax.training.results import Results, job_directory
-from mms_jax.training.resume import find_resumed, save_checkpoint
+from mms_jax.training.resume import discard_checkpoints, find_resumed, mark_finished, read_finished, save_checkpoint
 
 
 def run_job(arguments: TrainingArguments) -> int:
@@ -51,7 +51,8 @@ def run_job(arguments: TrainingArguments) -> int:
     try:
         return job.run()
     except Interrupted as interrupted:
-        job.tell(f"SIGTERM: saved after step {interrupted.step}; the same command goes on from there")
+        command = "the same command without --overwrite_output_dir" if a.overwrite_output_dir else "the same command"
+        job.tell(f"SIGTERM: saved after step {interrupted.step}; {command} goes on from there")
         return 0
 
 
@@ -60,6 +61,8 @@ class Job:
     """What ``run_job`` does, in parts."""
 
     arguments: TrainingArguments
+    failures: list[str] = field(default_factory=list)  # of languages, where others can go on
+    left_out: list[DataNames] = field(default_factory=list)
 
     @cached_property
     def source(self) -> Source:
@@ -93,13 +96,18 @@ class Job:
         check_sampling_rate(extractor, self.source.name)
         fingerprint, directory = base_fingerprint(self.source), job_directory(self.output, a.target_language)
         resumed = find_resumed(directory, a, fingerprint=fingerprint) if a.do_train else None
+        if resumed is not None and (failures := read_finished(directory, self.output)) is not None:
+            self.tell(f"{self.output}: all {resumed['step']} steps were done before; nothing is left to do")
+            return self._tell_failures(failures)
         loader = Loader(a, self.base_config, tell=self.tell)
-        base, existing = self._base_tokenizer(), self._existing_tokenizer()
-        tokenizer = make_tokenizers(a, self.base_config, loader, base=base, existing=existing)
-        results = Results(a, self.source, tokenizer, extractor, self.base_config, fingerprint)
-        if a.do_train and self.main:
-            results.prepare(resume=resumed is not None)
-        materials, failures = self._materials(loader, tokenizer)
+        names = self._names(resumed)
+        tokenizer = self._tokenizer(loader, names)
+        names = [one for one in names if one not in self.left_out]
+        languages = [one.language for one in names if one.language is not None]
+        results = Results(a, self.source, tokenizer, extractor, self.base_config, fingerprint, languages)
+        if a.do_train:
+            self._prepare(results, directory, resumed)
+        materials = self._materials(loader, names, tokenizer)
         config, start = self._start(materials, tokenizer)
         scan = self._scan_layers
         options: dict[str, Any] = {"config": config, "extractor": extractor, "scan_layers": scan, "resumed": resumed}
@@ -108,25 +116,64 @@ class Job:
             self._train(trainer, directory, results, resumed)
         else:
             self._evaluate(trainer, results)
+        for slot in trainer.slots:
+            self.failures += [f"{slot.name}: {reason}" for reason in (slot.stopped, slot.unheard) if reason is not None]
         if a.do_train and self.main:
-            results.write(trainer, materials, tell=self.tell)
-        failures += [f"{slot.name}: {slot.stopped}" for slot in trainer.slots if slot.stopped]
+            written = results.write(trainer, materials, tell=self.tell)
+            mark_finished(directory, written=written, failures=self.failures)
+        return self._tell_failures(self.failures)
+
+    def _tell_failures(self, failures: Sequence[str]) -> int:
+        """The last that is said; returns the exit code."""
         for failure in failures:
             self.tell(f"error: {failure}")
         return 1 if failures else 0
+
+    @contextmanager
+    def _alone(self, names: DataNames) -> Iterator[None]:
+        """What is wrong with one language of several is its own affair: it is left out."""
+        try:
+            yield
+        except MMSError as error:
+            if len(self.arguments.target_language) < 2:
+                raise
+            self.left_out.append(names)
+            self.failures.append(f"{names.title}: {error}")
+            self.tell(f"{names.title} is left out: {error}")
+
+    def _names(self, resumed: dict[str, Any] | None) -> list[DataNames]:
+        """Of the data of all languages, but those that were left out when a job that is resumed began."""
+        names = data_names(self.arguments)
+        for one in names:
+            if resumed is not None and one.language is not None and one.language not in resumed["slots"]:
+                with self._alone(one):
+                    raise TrainingError("was left out when this job began; train it afterwards, in a job of its own")
+        return [one for one in names if one not in self.left_out]
+
+    def _tokenizer(self, loader: Loader, names: Sequence[DataNames]) -> CTCTokenizer:
+        options = {"base": self._base_tokenizer(), "existing": self._existing_tokenizer()}
+        return make_tokenizer_of_job(self.arguments, self.base_config, loader, names, alone=self._alone, **options)
+
+    def _prepare(self, results: Results, directory: Path, resumed: dict[str, Any] | None) -> None:
+        """Make the output directory ready; what cannot be done there shows before anything is removed."""
+        if self.main:
+            results.prepare(resume=resumed is not None)
+        if resumed is None:
+            discard_checkpoints(directory)
 
     def _train(self, trainer: Trainer, directory: Path, results: Results, resumed: dict[str, Any] | None) -> None:
         a = self.arguments
         with ExitStack() as stack:
             checkpoints = stack.enter_context(Checkpoints(directory, save_total_limit=a.save_total_limit))
             if resumed is not None:
+                self._check_languages(trainer, resumed)
                 restored = checkpoints.restore(trainer.state)
-                trainer.state, trainer.step = restored.state, restored.step
-            log = stack.enter_context(self._open_log(trainer))
+                trainer.resume(restored.state, restored.step, restored.info)
+            log = stack.enter_context(self._open_log(trainer, resumed))
             self._tell_start(trainer, resumed)
 
             def save() -> None:
-                save_checkpoint(checkpoints, trainer, a, fingerprint=results.fingerprint)
+                save_checkpoint(checkpoints, trainer, a, fingerprint=results.fingerprint, run=log.number)
 
             def improved(index: int) -> None:
                 if self.main:
@@ -134,6 +181,13 @@ class Job:
 
             trainer.run(Hooks(log, save, improved, self._draw))
         self._draw()
+
+    def _check_languages(self, trainer: Trainer, resumed: dict[str, Any]) -> None:
+        """Raise ``TrainingError`` if a language that the job began with has no data any more."""
+        missing = sorted(resumed["slots"].keys() - {slot.name for slot in trainer.slots})
+        if missing:
+            reasons = [failure for failure in self.failures if failure.partition(":")[0] in missing]
+            raise TrainingError(f"this job began with {', '.join(missing)}, too; {'; '.join(reasons)}")
 
     def _evaluate(self, trainer: Trainer, results: Results) -> None:
         with self._open_log(trainer) as log:
@@ -145,13 +199,14 @@ class Job:
         if self.main:
             draw_curve(self.output / METRICS)
 
-    def _open_log(self, trainer: Trainer) -> RunLog:
+    def _open_log(self, trainer: Trainer, resumed: dict[str, Any] | None = None) -> RunLog:
         return RunLog(
             self.output,
             total_steps=trainer.total_steps,
             languages=[slot.name for slot in trainer.slots],
             progress=False if self.arguments.disable_tqdm else None,
             resume_step=trainer.step,
+            resume_run=None if resumed is None else resumed["run"],
             write=self.main,
         )
 
@@ -163,20 +218,15 @@ class Job:
             return None
         return load_tokenizer(Directory(self.output))
 
-    def _materials(self, loader: Loader, tokenizer: CTCTokenizer) -> tuple[list[Material], list[str]]:
-        """The data of every language that has some, and what is wrong with the others."""
-        materials, failures = [], []
-        for names in data_names(self.arguments):
-            try:
-                materials.append(loader.load(names, tokenizer.vocabulary(names.language)))
-            except MMSError as error:
-                if len(self.arguments.target_language) < 2:
-                    raise
-                failures.append(f"{names.language}: {error}")
-                self.tell(f"{names.language} is left out: {error}")
+    def _materials(self, loader: Loader, names: Sequence[DataNames], tokenizer: CTCTokenizer) -> list[Material]:
+        """The data of every language that has some."""
+        materials = []
+        for one in names:
+            with self._alone(one):
+                materials.append(loader.load(one, tokenizer.vocabulary(one.language)))
         if not materials:
-            raise TrainingError("no language has data: " + "; ".join(failures))
-        return materials, failures
+            raise TrainingError("no language has data: " + "; ".join(self.failures))
+        return materials
 
     def _start(self, materials: Sequence[Material], tokenizer: CTCTokenizer) -> tuple[Wav2Vec2Config, Start]:
         """The model: its config with the widest head, and its parameters."""
@@ -185,10 +235,9 @@ class Job:
         config = config.replace(vocab_size=max(sizes), pad_token_id=materials[0].vocabulary.blank_id)
         if a.target_language:
             init = [a.init_language if a.do_train else one.names.language for one in materials]
-            start = load_adapters(
-                self.source, config, sizes, init=init, dtype=a.dtype, scan_layers=self._scan_layers, seed=a.seed
-            )
-            return config, start
+            options: dict[str, Any] = {"dtype": a.dtype, "scan_layers": self._scan_layers, "seed": a.seed}
+            keep_heads = [self._keeps_head(one, tokenizer) for one in materials]
+            return config, load_adapters(self.source, config, sizes, init=init, keep_heads=keep_heads, **options)
         base = self._base_tokenizer()
         same = base is not None and not base.is_nested and dict(base.vocab) == dict(tokenizer.vocab)
         keep_head = same and has_head(self.source)
@@ -203,6 +252,16 @@ class Job:
             seed=a.seed,
         )
 
+    def _keeps_head(self, material: Material, tokenizer: CTCTokenizer) -> bool:
+        """Whether the adapter that a language starts from has a head for its vocabulary; evaluated ones must."""
+        a, base = self.arguments, self._base_tokenizer()
+        if not a.do_train:
+            return True
+        if a.init_language is None or base is None or not base.is_nested or material.names.language is None:
+            return False
+        there = base.vocab.get(a.init_language)
+        return there is not None and dict(there) == dict(tokenizer.vocab[material.names.language])
+
     @property
     def _scan_layers(self) -> bool:
         chosen = self.arguments.scan_layers
@@ -216,6 +275,12 @@ class Job:
             f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen; {trainer.mesh.size} x {device.device_kind}, "
             f"{self.arguments.dtype} products; {trainer.total_steps} steps"
         )
+        for slot in trainer.slots:
+            if self.arguments.warmup_steps > slot.total_steps:
+                self.tell(
+                    f"{slot.name}: --warmup_steps {self.arguments.warmup_steps:g} is more than its {slot.total_steps} "
+                    "steps: the learning rate never reaches --learning_rate; train longer, or warm up for less"
+                )
         if resumed is not None:
             done = "goes on from there" if trainer.active(trainer.step) else "nothing is left to do"
             self.tell(f"{self.output}: {trainer.step} steps were done before; {done}")

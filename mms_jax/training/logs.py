@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,6 +46,7 @@ class RunLog:
         languages: Sequence[str],
         progress: bool | None = None,
         resume_step: int = 0,
+        resume_run: int | None = None,
         write: bool = True,
     ) -> None:
         """Open the log.
@@ -55,6 +57,7 @@ class RunLog:
             languages: names that evaluations are of.
             progress: a bar on stderr (True) or a plain line for each log (False); None: a bar on terminals only.
             resume_step: the step that the run goes on from; 0 is a new run.
+            resume_run: its ``number``, where another run may have written there since; None: the last one's.
             write: False in all processes but one: then nothing is written or shown.
 
         Raises:
@@ -63,6 +66,7 @@ class RunLog:
         self._languages = tuple(languages)
         self._resumed, self._begun = resume_step > 0, False
         self._step = resume_step
+        self.number: int | None = None  # of the run in its directory; None where nothing is written
         self._wer: dict[str, float] = {}
         self._display: _Bar | _Lines | None = None
         self._metrics: AppendedFile | None = None
@@ -71,7 +75,9 @@ class RunLog:
         if not write:
             return
         with ExitStack() as stack:
-            metrics, runs, damaged = _prepare(Path(output_dir), resume_step)
+            metrics = Path(output_dir) / METRICS
+            self.number, damaged = _prepare(metrics, resume_step, resume_run)
+            runs = Path(output_dir) / RUNS / str(self.number)
             self._metrics = stack.enter_context(AppendedFile(metrics))
             self._events = stack.enter_context(EventFile(runs, first_step=resume_step + 1))
             self._stack = stack.pop_all()
@@ -196,19 +202,33 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _prepare(output_dir: Path, resume_step: int) -> tuple[Path, Path, int]:
-    """Where the run's metrics and event files go, and the number of damaged lines; the former are cut or kept apart."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    metrics, number, damaged = output_dir / METRICS, 1, 0
-    while (kept := metrics.with_name(f"{metrics.stem}-{number}{metrics.suffix}")).exists():
-        number += 1
-    if metrics.is_file():
-        if resume_step:
-            damaged = _cut(metrics, resume_step)
-        elif metrics.stat().st_size:
-            metrics.rename(kept)
-            number += 1
-    return metrics, output_dir / RUNS / str(number), damaged
+def _prepare(metrics: Path, resume_step: int, resume_run: int | None) -> tuple[int, int]:
+    """The run's number and that of damaged lines, after what was there has been cut or kept apart."""
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    number = _first_free(metrics)
+    if resume_step and resume_run not in (None, number):  # another run's lie there, and this one's were kept apart
+        _rename(metrics, _kept(metrics, number))
+        _rename(_kept(metrics, resume_run), metrics)
+        number = resume_run
+    if resume_step:
+        return number, _cut(metrics, resume_step) if metrics.is_file() else 0
+    if metrics.is_file() and metrics.stat().st_size:
+        metrics.rename(_kept(metrics, number))
+        number = _first_free(metrics)
+    return number, 0
+
+
+def _first_free(metrics: Path) -> int:
+    return next(number for number in itertools.count(1) if not _kept(metrics, number).exists())
+
+
+def _kept(metrics: Path, number: int) -> Path:
+    return metrics.with_name(f"{metrics.stem}-{number}{metrics.suffix}")
+
+
+def _rename(path: Path, new: Path) -> None:
+    with suppress(FileNotFoundError):  # removed by the user, who need not want it
+        path.rename(new)
 
 
 def _cut(metrics: Path, resume_step: int) -> int:

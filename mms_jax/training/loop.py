@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mms_jax.audio import SAMPLING_RATE
-from mms_jax.errors import TrainingError
+from mms_jax.errors import MMSError, TrainingError
 from mms_jax.models.trees import Params
 from mms_jax.parallel import shard_rows
 from mms_jax.training.batches import BatchMaker, Feed, Prepared
@@ -47,6 +47,8 @@ class Slot:
     stopped: str | None = None  # why it trains no more
     last: EvalResult | None = None
     best: float = math.inf  # of the metric, the lower the better
+    best_result: EvalResult | None = None
+    unheard: str | None = None  # why its last evaluation failed
 
     def evaluates_after(self, step: int) -> bool:
         """Whether it is evaluated when ``step`` updates are done."""
@@ -56,9 +58,29 @@ class Slot:
 
     def record(self, step: int) -> dict[str, Any]:
         """What is saved of it beside the arrays when ``step`` updates are done."""
-        best = None if math.isinf(self.best) else self.best
-        position = {} if self.feed is None else self.feed.position(step)
-        return {"stopped": self.stopped, "best": best, "position": position}
+        return {
+            "stopped": self.stopped,
+            "best": None if math.isinf(self.best) else self.best,
+            "last": None if self.last is None else asdict(self.last),
+            "best_result": None if self.best_result is None else asdict(self.best_result),
+            "position": {} if self.feed is None else self.feed.position(step),
+            "monitor": None if self.monitor is None else self.monitor.state,
+        }
+
+    def resume(self, record: Mapping[str, Any]) -> None:
+        """Go on from a ``record``; the feed was made to."""
+        self.stopped = record["stopped"]
+        self.best = math.inf if record["best"] is None else record["best"]
+        self.last, self.best_result = _result(record["last"]), _result(record["best_result"])
+        if self.monitor is not None and record["monitor"] is not None:
+            self.monitor.restore(record["monitor"])
+
+
+def _result(record: Mapping[str, Any] | None) -> EvalResult | None:
+    """An evaluation's result, from JSON."""
+    if record is None:
+        return None
+    return EvalResult(**{**record, "samples": tuple((said, heard) for said, heard in record["samples"])})
 
 
 class Log(Protocol):
@@ -116,7 +138,8 @@ class Trainer:
     _hooks: Hooks = field(init=False)
     _averages: Averages = field(init=False)
     _waiting: list[tuple[Pass, StepMetrics]] = field(default_factory=list)
-    _since: float = 0.0
+    _since: float = 0.0  # when the steps of the next line of the log began
+    _carried: float = 0.0  # seconds that they took before the job was interrupted
 
     def __post_init__(self):
         self._averages = Averages([slot.name for slot in self.slots])
@@ -134,10 +157,30 @@ class Trainer:
         """Slots that take part in the step after ``step`` updates."""
         return [i for i, slot in enumerate(self.slots) if slot.stopped is None and step < slot.total_steps]
 
+    def record(self) -> dict[str, Any]:
+        """What is saved beside the arrays, as JSON has it."""
+        return {
+            "slots": {slot.name: slot.record(self.step) for slot in self.slots},
+            "averages": self._averages.state,
+            "frames": self._frames.tolist(),
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def resume(self, state: TrainState, step: int, record: Mapping[str, Any]) -> None:
+        """Go on from a saved state and ``record``."""
+        self.state, self.step, self._carried = state, step, record["seconds"]
+        for slot in self.slots:
+            slot.resume(record["slots"][slot.name])
+        self._averages.restore(record["averages"])
+        self._frames[:] = record["frames"]
+
     def evaluate(self, hooks: Hooks) -> None:
         """Evaluate every slot as it is."""
         self._hooks = hooks
         self._evaluate(self._evaluated())
+
+    def _evaluated_after(self, step: int) -> list[int]:
+        return [index for index, slot in enumerate(self.slots) if slot.evaluates_after(step)]
 
     def _evaluated(self) -> list[int]:
         return [index for index, slot in enumerate(self.slots) if slot.evaluation is not None]
@@ -160,7 +203,7 @@ class Trainer:
 
     def _run_until_someone_stops(self, asked: Callable[[], bool]) -> None:
         """Steps with one set of languages, whose data is prepared in the background."""
-        self._since = time.perf_counter()
+        self._since, self._carried = time.perf_counter() - self._carried, 0.0
         stopped = [slot.stopped for slot in self.slots]
         with prefetched(self._steps(self.step)) as steps:
             for passes in steps:
@@ -230,10 +273,11 @@ class Trainer:
 
     def _note(self, one: Pass, metrics: StepMetrics) -> None:
         loss, norm = np.full((2, len(self.slots)), np.nan)
+        took_part = np.zeros(len(self.slots), bool)
         for place, (index, names) in enumerate(zip(one.slots, one.prepared.names, strict=True)):
             if not names:
                 continue
-            loss[index], norm[index] = metrics.loss[place], metrics.grad_norm[place]
+            loss[index], norm[index], took_part[index] = metrics.loss[place], metrics.grad_norm[place], True
             self._frames[:, index] += metrics.blank_frames[place], metrics.num_frames[place], metrics.infeasible[place]
             if metrics.bad_steps[place] >= MAX_BAD_STEPS:
                 clips = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
@@ -242,7 +286,8 @@ class Trainer:
                     f"{MAX_BAD_STEPS} updates in a row had gradients that are not finite and were left out, the last "
                     f"at step {one.step + 1} on {clips}. Lower --learning_rate, or look at these clips",
                 )
-        self._averages.add(loss=loss, grad_norm=norm, audio_seconds=one.prepared.num_samples / SAMPLING_RATE)
+        seconds = one.prepared.num_samples / SAMPLING_RATE
+        self._averages.add(loss=loss, grad_norm=norm, audio_seconds=seconds, took_part=took_part)
 
     def _stop(self, slot: Slot, reason: str) -> None:
         if slot.stopped is None:
@@ -250,15 +295,17 @@ class Trainer:
             self._hooks.log.event(f"{slot.name} stops: {reason}")
 
     def _after_step(self, interrupted: bool) -> None:
-        last = not self.active(self.step)
-        evaluated = [i for i, slot in enumerate(self.slots) if slot.evaluates_after(self.step)]
-        saves = last or any(slot.save_steps and self.step % slot.save_steps == 0 for slot in self.slots)
-        if last or evaluated or saves or interrupted or self.step % self.logging_steps == 0:
-            self._settle()
+        saves = any(slot.save_steps and self.step % slot.save_steps == 0 for slot in self.slots)
+        logs = saves or self.step % self.logging_steps == 0 or self._evaluated_after(self.step)
+        if logs or interrupted or not self.active(self.step):
+            self._settle()  # someone may have to stop
+        evaluated, last = self._evaluated_after(self.step), not self.active(self.step)
+        if logs or last:  # not where it is interrupted: the log is to be that of a run that never was
             self._write_log()
         if evaluated:
             self._evaluate(evaluated)
-        if saves or interrupted:
+        all_stopped = all(slot.stopped is not None for slot in self.slots)
+        if (saves or interrupted or last) and not all_stopped:  # else what was saved before is worth more
             self._hooks.save()
         if interrupted and not last:
             raise Interrupted(self.step)
@@ -283,13 +330,21 @@ class Trainer:
         for index in indices:
             slot = self.slots[index]
             assert slot.evaluation is not None
-            slot.last = evaluate(
-                self._listen, self.state.params, self.base, index, slot.evaluation, self.eval_maker, self.mesh
-            )
+            try:
+                slot.last = evaluate(
+                    self._listen, self.state.params, self.base, index, slot.evaluation, self.eval_maker, self.mesh
+                )
+            except MMSError as error:  # a clip that cannot be read any more is no reason to lose what was trained
+                if jax.process_count() > 1:  # the others wait for this process
+                    raise
+                slot.unheard = f"could not be evaluated after step {self.step}: {error}"
+                self._hooks.log.event(f"{slot.name} {slot.unheard}")
+                continue
+            slot.unheard = None
             self._hooks.log.evaluation(self.step, slot.name, slot.last)
             score = getattr(slot.last, self.metric)
             if score < slot.best:
-                slot.best = score
+                slot.best, slot.best_result = score, slot.last
                 self._hooks.improved(index)
         self._hooks.evaluated()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from mms_jax.checkpoint import open_source
 from mms_jax.checkpoint.processor import load_tokenizer
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import DatasetError, SettingError
+from mms_jax.errors import DatasetError, SettingError, TrainingError
 from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.clips import ClipRules, stream_clips
@@ -66,7 +67,6 @@ class Material:
     report: Report  # of the training data; of a stream it grows while training
     evaluation: EvalSet | None
     eval_report: Report | None
-    failed: str | None = None  # why nothing can be trained on; told where other languages can go on
 
 
 class Loader:
@@ -112,6 +112,11 @@ class Loader:
     def texts(self, names: DataNames) -> Iterator[str]:
         """Cleaned transcripts of both splits, for a vocabulary."""
         a = self._arguments
+        if a.streaming:
+            raise SettingError(
+                f"--tokenizer_name_or_path {a.tokenizer_name_or_path} has no vocabulary for {names.title}, and none can "
+                "be made of data that was not read yet (--streaming)"
+            )
         for split, wanted in ((a.train_split_name, a.do_train), (a.eval_split_name, a.do_eval)):
             if wanted:
                 raw = self.rows(names, split, None).texts()
@@ -195,42 +200,67 @@ class Loader:
         }
 
 
-def make_tokenizers(
+def make_tokenizer_of_job(
     arguments: TrainingArguments,
     config: Wav2Vec2Config,
     loader: Loader,
+    names: Sequence[DataNames],
     *,
     base: CTCTokenizer | None,
     existing: CTCTokenizer | None,
+    alone: Callable[[DataNames], AbstractContextManager[None]],
 ) -> CTCTokenizer:
     """The tokenizer of the job: made of its transcripts, or extended by them, or the one that was asked for.
 
     Args:
-        arguments: of the job.
+        arguments: of the job; where nothing is trained, the checkpoint's own vocabulary is used as it is.
         config: of the model.
         loader: of the transcripts.
+        names: of the data.
         base: the checkpoint's own tokenizer.
         existing: that of the output directory, where there is one.
+        alone: takes care of what goes wrong with one language only.
+
+    Raises:
+        TrainingError: no language has a vocabulary.
     """
     a = arguments
     given = None if a.tokenizer_name_or_path is None else _load_tokenizer(a)
+    if not a.do_train:
+        return _check_chosen(a, given or base)
     tokens = {"pad_token": a.pad_token, "unk_token": a.unk_token, "word_delimiter_token": a.word_delimiter_token}
     if not a.target_language:
-        return given if given is not None else make_tokenizer(loader.texts(data_names(a)[0]), **tokens)
-    for names in data_names(a):
-        assert names.language is not None
-        existing = make_language_tokenizer(
-            names.language,
-            _Lazy(loader, names),
-            pad_token_id=config.pad_token_id,
-            base=base,
-            existing=existing,
-            given=given,
-            overwrite=a.overwrite_lang_vocab,
-            **tokens,
-        )
-    assert existing is not None
+        return given if given is not None else make_tokenizer(loader.texts(names[0]), **tokens)
+    for one in names:
+        assert one.language is not None
+        with alone(one):
+            goes_on = base is not None and a.init_language == one.language  # with the vocabulary that it has
+            existing = make_language_tokenizer(
+                one.language,
+                _Lazy(loader, one),
+                pad_token_id=config.pad_token_id,
+                base=base,
+                existing=existing,
+                given=base if goes_on and given is None else given,
+                overwrite=a.overwrite_lang_vocab,
+                **tokens,
+            )
+    if existing is None:
+        raise TrainingError("no language has data to make a vocabulary of")
     return existing
+
+
+def _check_chosen(a: TrainingArguments, tokenizer: CTCTokenizer | None) -> CTCTokenizer:
+    """What a checkpoint is evaluated with."""
+    if tokenizer is None:
+        raise TrainingError(
+            f"{a.model_name_or_path}: has no vocabulary, so there is nothing to evaluate; train it first"
+        )
+    if tokenizer.is_nested and not a.target_language:
+        raise SettingError(
+            f"{a.model_name_or_path}: has a vocabulary for each language; say which one with --target_language"
+        )
+    return tokenizer
 
 
 @dataclass(frozen=True)

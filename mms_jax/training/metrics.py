@@ -77,6 +77,15 @@ class BlankMonitor:
         self._logs = 0  # in a row
         self._told = False
 
+    @property
+    def state(self) -> list[int]:
+        """What ``restore`` goes on from."""
+        return [self._logs, int(self._told)]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Go on from where another monitor was."""
+        self._logs, self._told = state[0], bool(state[1])
+
     def update(self, step: int, *, ratio: float) -> str | None:
         """The advice, if the blank ratio of ``step`` makes the row of logs long enough; a NaN ratio ends the row."""
         self._logs = self._logs + 1 if step > self._warmup_steps and ratio > COLLAPSE_RATIO else 0
@@ -102,12 +111,31 @@ class Averages:
         self._losses: list[Any] = []
         self._grad_norms: list[Any] = []
         self._audio_seconds: list[Any] = []
+        self._took_part: list[Any] = []
 
-    def add(self, *, loss: Any, grad_norm: Any, audio_seconds: Any) -> None:
-        """Take in one update: loss and gradient norm as scalars or [N], and the seconds of audio in its batches."""
+    def add(self, *, loss: Any, grad_norm: Any, audio_seconds: Any, took_part: Any = True) -> None:
+        """Take in one update: loss and gradient norm as scalars or [N], and the seconds of audio in its batches.
+
+        ``took_part`` (bool, or [N]) is False for languages that the update was not of, whose values mean nothing.
+        """
         self._losses.append(loss)
         self._grad_norms.append(grad_norm)
+        self._took_part.append(took_part)
         self._audio_seconds.append(audio_seconds)
+
+    @property
+    def _added(self) -> tuple[list[Any], ...]:
+        return self._losses, self._grad_norms, self._audio_seconds, self._took_part
+
+    @property
+    def state(self) -> list[list[Any]]:
+        """What was added since the last ``take``, as JSON has it."""
+        return [[np.asarray(value, np.float64).tolist() for value in values] for values in self._added]
+
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
+        """Go on from what others had added."""
+        for own, values in zip(self._added, state, strict=True):
+            own[:] = values
 
     def take(self, *, seconds: float) -> dict[str, float]:
         """What was added since the last call, which took ``seconds``; and start anew.
@@ -118,15 +146,16 @@ class Averages:
         """
         width = max(1, len(self._languages))
         losses, grad_norms = _stacked(self._losses, width), _stacked(self._grad_norms, width)
+        took_part = _stacked([np.broadcast_to(value, width) for value in self._took_part], width).astype(bool)
         audio = float(sum(float(value) for value in self._audio_seconds))
-        for added in (self._losses, self._grad_norms, self._audio_seconds):
+        for added in self._added:
             added.clear()
         values = {"loss": _mean(losses), "grad_norm": _mean(grad_norms)}
         if len(self._languages) > 1:
             for index, language in enumerate(self._languages):
                 values[f"loss/{language}"] = _mean(losses[:, index])
                 values[f"grad_norm/{language}"] = _mean(grad_norms[:, index])
-        left_out = int(np.sum(~np.isfinite(losses)) + np.sum(~np.isfinite(grad_norms)))
+        left_out = sum(int(np.sum(~np.isfinite(of_all) & took_part)) for of_all in (losses, grad_norms))
         values |= {"not_finite": left_out} if left_out else {}
         return values | {"audio_seconds": audio, "audio_seconds_per_second": audio / seconds if seconds > 0 else 0.0}
 

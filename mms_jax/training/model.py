@@ -10,12 +10,13 @@ import numpy as np
 
 from mms_jax.checkpoint import Source, find_adapter, load_adapter, load_ctc, load_wav2vec2, open_weights
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import ConfigError, SettingError
+from mms_jax.errors import CheckpointError, ConfigError, SettingError
 from mms_jax.models.trees import Params, flatten, merge_trees, split_adapter, unflatten
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.augment import check_augmentation
 from mms_jax.training.state import fresh_adapter, fresh_leaf, stack_slots
 
+ADAPTER_WIDTH = 16  # where nothing says another: MMS's, and transformers' default
 SPEC_EMBED = "wav2vec2/masked_spec_embed"
 FEATURE_ENCODER = "wav2vec2/feature_extractor/"
 
@@ -48,8 +49,8 @@ def training_config(config: Wav2Vec2Config, arguments: TrainingArguments) -> Wav
     a = arguments
     changes: dict[str, Any] = {name: getattr(a, name) for name in _ALWAYS}
     changes |= {name: getattr(a, name) for name in _OPTIONAL if getattr(a, name) is not None}
-    if a.target_language and config.adapter_attn_dim is None:
-        changes["adapter_attn_dim"] = a.adapter_attn_dim
+    if a.target_language:
+        changes["adapter_attn_dim"] = _adapter_width(config, a)
     try:
         changed = config.replace(apply_spec_augment=a.mask_time_prob > 0 or a.mask_feature_prob > 0, **changes)
     except ConfigError as error:
@@ -73,12 +74,24 @@ def training_config(config: Wav2Vec2Config, arguments: TrainingArguments) -> Wav
     return changed
 
 
+def _adapter_width(config: Wav2Vec2Config, arguments: TrainingArguments) -> int:
+    """Of the checkpoint's adapters, or else as the arguments have it."""
+    there, asked = config.adapter_attn_dim, arguments.adapter_attn_dim
+    if there is not None and asked not in (None, there):
+        raise SettingError(
+            f"--adapter_attn_dim is {asked}, but {arguments.model_name_or_path} has adapters of width {there}, and a "
+            "checkpoint has one width for all its languages; leave the flag out"
+        )
+    return there or asked or ADAPTER_WIDTH
+
+
 def load_adapters(
     source: Source,
     config: Wav2Vec2Config,
     sizes: Sequence[int],
     *,
     init: Sequence[str | None],
+    keep_heads: Sequence[bool],
     dtype: Any,
     scan_layers: bool,
     seed: int,
@@ -89,22 +102,26 @@ def load_adapters(
         source: the checkpoint.
         config: of training.
         sizes: of the languages' vocabularies.
-        init: the language whose adapter to start from; None: fresh. Its head comes along if it has the same size.
+        init: the language whose adapter to start from; None: fresh.
+        keep_heads: whether its head is of the same vocabulary, and comes along.
         dtype: of the base's matrices.
         scan_layers: whether the base's layers are stacked.
         seed: of fresh parameters.
 
     Raises:
-        LanguageError: no adapter of a language of ``init``. CheckpointError: a file is wrong.
+        LanguageError: no adapter of a language of ``init``. CheckpointError: a file is wrong, or a head has another
+            size than its vocabulary.
     """
     base, _ = split_adapter({"wav2vec2": load_wav2vec2(source, dtype=dtype, stack_layers=scan_layers).params})
     adapters = []
-    for size, language in zip(sizes, init, strict=True):
+    for size, language, keep_head in zip(sizes, init, keep_heads, strict=True):
         adapter = fresh_adapter(config, vocab_size=size, seed=seed)
         if language is not None:
-            there = load_adapter(find_adapter(source, language), config, stack_layers=True)
-            same_head = there["lm_head"]["kernel"].shape == adapter["lm_head"]["kernel"].shape
-            adapter = there if same_head else {**there, "lm_head": adapter["lm_head"]}
+            path = find_adapter(source, language)
+            there = load_adapter(path, config, stack_layers=True)
+            if keep_head:
+                _check_head(there, size, source=str(path))
+            adapter = there if keep_head else {**there, "lm_head": adapter["lm_head"]}
         adapters.append(adapter)
     params, columns = stack_slots(adapters)
     return Start(_with_spec_embed(base, config, seed), params, columns)
@@ -122,9 +139,13 @@ def load_whole(
         freeze_features: leave the convolutions as they are.
         scan_layers: whether layers are stacked.
         seed: of fresh parameters.
+
+    Raises:
+        CheckpointError: a file is wrong, or the head has another size than the vocabulary.
     """
     if keep_head:
         params = load_ctc(source, stack_layers=scan_layers).params
+        _check_head(params, config.vocab_size, source=source.name)
     else:
         head = fresh_head(config, seed=seed)
         params = merge_trees({"wav2vec2": load_wav2vec2(source, stack_layers=scan_layers).params}, head)
@@ -132,6 +153,14 @@ def load_whole(
     frozen = {path: leaf for path, leaf in flat.items() if freeze_features and path.startswith(FEATURE_ENCODER)}
     trained = {path: jnp.asarray(leaf, jnp.float32)[None] for path, leaf in flat.items() if path not in frozen}
     return Start(unflatten(frozen), unflatten(trained), np.ones((1, config.vocab_size), bool))
+
+
+def _check_head(params: Params, size: int, *, source: str) -> None:
+    there = params["lm_head"]["kernel"].shape[-1]
+    if there != size:
+        raise CheckpointError(
+            f"{source}: its head has {there} tokens, but the vocabulary {size}; they do not belong together"
+        )
 
 
 def fresh_head(config: Wav2Vec2Config, *, seed: int) -> Params:

@@ -51,6 +51,7 @@ class Results:
     feature_extractor: FeatureExtractor
     config: Wav2Vec2Config
     fingerprint: str
+    languages: Sequence[str]  # with a vocabulary in ``tokenizer``; none: a whole model is trained
 
     @property
     def output(self) -> Path:
@@ -64,7 +65,7 @@ class Results:
             TrainingError: it is another base's, or nobody's; see ``OutputDirectory.prepare``.
         """
         overwrite = self.arguments.overwrite_output_dir
-        if self.arguments.target_language:
+        if self.languages:
             self._directory().prepare(overwrite=overwrite, resume=resume)
         else:
             prepare_model_directory(
@@ -72,8 +73,8 @@ class Results:
             )
 
     def _directory(self) -> OutputDirectory:
-        languages, parts = self.arguments.target_language, (self.tokenizer, self.feature_extractor, self.config)
-        return OutputDirectory(self.output, self.source, languages, *parts, self.fingerprint)
+        parts = self.tokenizer, self.feature_extractor, self.config
+        return OutputDirectory(self.output, self.source, self.languages, *parts, self.fingerprint)
 
     def keep_best(self, trainer: Trainer, index: int) -> None:
         """Keep a slot's parameters as the best so far; those of a whole model only where they will be asked for."""
@@ -88,17 +89,21 @@ class Results:
     def _best(self, name: str) -> Path:
         return job_directory(self.output, self.arguments.target_language) / "best" / f"{name}.safetensors"
 
-    def write(self, trainer: Trainer, materials: Sequence[Material], *, tell: Callable[[str], None]) -> None:
-        """Write every language that was trained to its end, and the model card; push them if that was asked for."""
-        a = self.arguments
+    def write(self, trainer: Trainer, materials: Sequence[Material], *, tell: Callable[[str], None]) -> list[Path]:
+        """Write every language that was trained to its end, and the model card; push them if that was asked for.
+
+        Returns the adapters or the model.
+        """
+        a, written = self.arguments, []
         trained = [index for index, slot in enumerate(trainer.slots) if slot.stopped is None]
         for index in trained:
             params = self._final(trainer, index)
             if a.target_language:
-                tell(f"wrote {self._directory().write_adapter(trainer.slots[index].name, params)}")
+                written.append(self._directory().write_adapter(trainer.slots[index].name, params))
             else:
                 self._write_model(trainer, params)
-                tell(f"wrote {self.output / 'model.safetensors'}")
+                written.append(self.output / "model.safetensors")
+            tell(f"wrote {written[-1]}")
         if a.target_language:
             self._directory().finish()
         reports = [self._report(trainer, index, materials[index]) for index in trained]
@@ -106,6 +111,7 @@ class Results:
         if a.push_to_hub:
             name = a.hub_model_id or self.output.resolve().name
             tell(f"pushed to {push_to_hub(self.output, name, token=a.token, private=a.hub_private_repo or None)}")
+        return written
 
     def write_evaluation(self, trainer: Trainer) -> None:
         """Write what was found where nothing was trained."""
@@ -142,7 +148,8 @@ class Results:
     def _report(self, trainer: Trainer, index: int, material: Material) -> LanguageReport:
         a, slot = self.arguments, trainer.slots[index]
         local = Path(material.names.dataset.split(",")[0].partition("=")[2] or material.names.dataset).exists()
-        metrics = {} if slot.last is None else {name: getattr(slot.last, name) for name in ("loss", *a.eval_metrics)}
+        result = slot.best_result if a.load_best_model_at_end else slot.last
+        metrics = {} if result is None else {name: getattr(result, name) for name in ("loss", *a.eval_metrics)}
         return LanguageReport(
             language=material.names.language,
             dataset=Path(material.names.dataset).name if local else material.names.dataset,
@@ -153,7 +160,7 @@ class Results:
             clips=material.report.clips,
             hours=material.report.hours,
             dropped=dropped(material.report),
-            eval_clips=0 if slot.last is None else slot.last.num_clips,
+            eval_clips=0 if result is None else result.num_clips,
             steps=slot.total_steps,
             hyperparameters=self._told(),
             metrics=metrics,

@@ -30,6 +30,7 @@ __all__ = [
 TEXTS_AT_A_TIME = 1000  # rows read at once from a memory-mapped table, when no audio is read with them
 STRINGS = {"string", "large_string", "string_view"}
 BYTES = {"binary", "large_binary"}
+SCRIPTS_LENGTH = "input_length"  # a column that transformers' examples make themselves; their README names it
 
 
 class Row(NamedTuple):
@@ -51,12 +52,15 @@ class Columns(NamedTuple):
     def find(self, there: Sequence[str], *, name: str) -> dict[str, str]:
         """Where each is among the columns ``there``: {"audio": column, …}.
 
-        As in audio folders, the column "audio" may be given as paths called "file_name".
+        As in audio folders, the column "audio" may be given as paths called "file_name". Lengths called "input_length"
+        need not be there: then the clips are measured.
         Raises ``DatasetError`` for one that is missing, naming those there are and the flag.
         """
         renamed = "file_name" if self.audio == "audio" else f"{self.audio}_file_name"
         audio = renamed if self.audio not in there and renamed in there else self.audio
         found = {"audio": audio, "text": self.text, "language": self.language, "length": self.length}
+        if self.length == SCRIPTS_LENGTH and SCRIPTS_LENGTH not in there:
+            found["length"] = None
         found = {role: column for role, column in found.items() if column is not None}
         for role, column in found.items():
             if column not in there:

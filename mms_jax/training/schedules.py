@@ -124,12 +124,7 @@ def _warmup(lr_scheduler_type: str, *, total_steps: int, steps: Any, ratio: Any)
         remedy = _WITHOUT_WARMUP[lr_scheduler_type]
         raise SettingError(f"--{flag} is {given!r}, but {lr_scheduler_type} does not use it; {remedy}")
     warmup = int(number) if number >= 1 else math.ceil(total_steps * (number or share))
-    if warmup > total_steps:
-        raise SettingError(
-            f"--warmup_steps is {steps!r}, but there are only {total_steps} steps: the learning rate would never be "
-            "reached. Train longer or warm up for less"
-        )
-    return warmup
+    return warmup  # which may be longer than the run, as in transformers: the learning rate is then never reached
 
 
 def _check_phases(lr_scheduler_type: str, phase_ratio: Sequence[float] | None) -> tuple[float, ...]:

@@ -231,7 +231,9 @@ def _next_scale(own: TrainState, good: jax.Array) -> jax.Array:
     )
 
 
-def make_listener(objective: Objective, mesh: Mesh) -> Callable[..., Heard]:
+def make_listener(
+    objective: Objective, mesh: Mesh, *, compiler_options: dict[str, Any] | None = None
+) -> Callable[..., Heard]:
     """The compiled evaluation of one slot: (params, base, slot, rows) -> Heard, for rows without the axis of passes."""
 
     def local(own, base, columns, rows: Batch):
@@ -242,7 +244,7 @@ def make_listener(objective: Objective, mesh: Mesh) -> Callable[..., Heard]:
 
     spread = over_shards(local, mesh, rows=(None, None, None, 0), out=0)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def listen(params: Params, base: Params, slot, rows: Batch) -> Heard:
         own = jax.tree.map(lambda leaf: leaf[slot][None], params)
         return spread(own, base, jnp.asarray(objective.columns)[slot][None], rows)
