@@ -28,10 +28,11 @@ def saved(checkpoints: Checkpoints, *steps: int) -> None:
 
 
 def in_another_process(code: str, *arguments: object) -> str:
-    """What a Python program of its own prints; any warning ends it."""
+    """What a Python program of its own prints; any warning ends it, and nothing that orbax logs is shown."""
     program = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    assert "absl" not in run.stderr
     return run.stdout
 
 
@@ -49,6 +50,23 @@ def test_parts_of_checkpoints_are_not_taken_for_any_and_leftovers_are_removed(tm
         assert checkpoints.steps() == [7]
     # What looks like a checkpoint may be one that is still being copied here, and what looks like none is the user's.
     assert sorted(os.listdir(tmp_path)) == ["7", "8", "9", "notes"]
+
+
+def test_a_checkpoint_that_is_being_removed_is_never_seen_in_part(tmp_path, monkeypatch):
+    def killed(path):
+        (Path(path) / "state" / "manifest.ocdbt").unlink(missing_ok=True)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Checkpoints(tmp_path, save_total_limit=1) as checkpoints:
+        saved(checkpoints, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints_module.shutil, "rmtree", killed)
+            checkpoints.save(2, {"leaf": jnp.zeros(3)})
+            with pytest.raises(TrainingError, match="older ones could not be removed"):
+                checkpoints.wait()
+        assert checkpoints.steps() == [2]
+        saved(checkpoints, 3)
+    assert os.listdir(tmp_path) == ["3"]
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(tmp_path):
@@ -107,42 +125,41 @@ def test_a_failed_save_is_not_lost_when_the_block_ends(tmp_path, monkeypatch, en
 
 FULL_DISK = """
 import os, resource, signal, sys
-import jax, jax.numpy as jnp, numpy as np
+import jax
 from mms_jax.errors import TrainingError
 from mms_jax.training.checkpoints import Checkpoints
 
 state = {str(i): jax.random.normal(jax.random.key(i), (100, 1000)) for i in range(3)}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-sys.excepthook = lambda *_: None  # TensorStore's threads print what they tell the main one
 with Checkpoints(sys.argv[1]) as checkpoints:
     checkpoints.save(0, state)
-    for limit in map(int, sys.argv[2:]):
+    for step, limit in enumerate(map(int, sys.argv[2:]), start=1):
         checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            checkpoints.save(1, state)
-            checkpoints.save(2, state)
-            print("saved")
+            checkpoints.save(step, state)
+            checkpoints.save(step + 1, state)
         except TrainingError as error:
             print(error)
         print(checkpoints.steps())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    checkpoints.save(1, state)
-    restored = [checkpoints.restore(state, step=step).state for step in (0, 1)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    restored = [checkpoints.restore(state, step=step).state for step in checkpoints.steps()]
     print(all((one[name] == leaf).all() for one in restored for name, leaf in state.items()))
 """
 
 
 def test_a_full_disk_is_said_and_spares_the_checkpoints_before(tmp_path):
-    """Writes fail at once, in the JSON, in what says how the arrays lie, and in the arrays."""
+    """Writes fail at once, in the JSON, in what describes the arrays, and in the arrays; then there is room again."""
     limits = (0, 100, 3000, 100_000)
     *failures, end = in_another_process(FULL_DISK, tmp_path, *limits).splitlines()
+    for step, (message, left) in enumerate(zip(failures[::2], failures[1::2], strict=True), start=1):
+        what = f"the checkpoint of step {step} could not be written (File too large); that of step {step - 1} and"
+        assert message.startswith(f"{tmp_path}: {what}")
+        assert left == str(list(range(step)))
     assert end == "True"
-    assert sorted(os.listdir(tmp_path)) == ["0", "1"]
-    assert len(failures) == 2 * len(limits)
-    for message, left in zip(failures[::2], failures[1::2], strict=True):
-        assert message.startswith(f"{tmp_path}: the checkpoint of step 1 could not be written (File too large); that")
-        assert left == "[0]"
+    assert sorted(os.listdir(tmp_path)) == [str(step) for step in range(len(limits) + 1)]
 
 
 READ_ONLY = """

@@ -131,6 +131,8 @@ def test_what_happens_to_the_state_after_save_does_not_reach_the_checkpoint(tmp_
         ("max", 2, {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0, 5: 5.0}, [4, 5], 5),
         ("max", 1, {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.0, 5: 1.0}, [1, 5], 1),
         ("min", 1, {1: float("nan"), 2: 2.0, 3: 2.0, 4: float("inf"), 5: 2.0}, [2, 5], 2),  # the earlier of equals
+        ("min", 1, {5: float("nan")}, [5], None),
+        ("max", 1, {1: float("inf"), 2: 3.0}, [2, 5], 2),
         ("min", 3, {}, [3, 4, 5], None),
         ("min", None, {4: 1.0}, [1, 2, 3, 4, 5], 4),
     ],

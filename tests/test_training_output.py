@@ -156,7 +156,7 @@ def test_a_copy_of_the_base_from_elsewhere_is_the_same_base(base, tmp_path):
 def test_a_directory_with_other_things_is_used_only_if_that_is_asked_for(base, tmp_path):
     out = tmp_path / "out"
     (out / "photos").mkdir(parents=True)
-    (out / "vocab.json").write_text('{"nld": {"<pad>": 0, "a": 1}}')
+    (out / "vocab.json").write_text('{"<pad>": 0, "a": 1}')
     (out / WEIGHTS).write_text("no weights")
     with pytest.raises(TrainingError, match=r"other things; .*--overwrite_output_dir"):
         output(out, base, "tur").prepare()
