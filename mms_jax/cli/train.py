@@ -12,6 +12,7 @@ def add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train adapters, or a whole model, on clips and their texts",
+        usage="mms-jax train --model_name_or_path DIR|REPO --dataset_name NAME --output_dir DIR --do_train [flags]",
         description="Flags have the names of transformers' run_speech_recognition_ctc*.py; those marked (ours) do not.",
     )
     from mms_jax.training.arguments import add_arguments

@@ -286,17 +286,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _argument(field: dataclasses.Field[Any], annotation: Any) -> dict[str, Any]:
     meta = field.metadata
-    options: dict[str, Any] = {"help": meta["help"].replace("%", "%%"), "dest": field.name}
     # What is not given is absent, so that what is given but does nothing can be told.
-    options |= {"required": bool(meta.get("required")), "default": argparse.SUPPRESS}
-    if meta.get("choices"):
-        options["choices"] = meta["choices"]
+    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
+    options |= {"required": bool(meta.get("required"))}
     kinds = [kind for kind in typing.get_args(annotation) if kind not in (type(None), ...)] or [annotation]
     if annotation in (bool, bool | None):  # a bare flag, or as transformers takes it: --do_eval false
-        return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
+        return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "false"}
     if typing.get_origin(annotation) is tuple:
         options["nargs"] = "+"
-    return options | {"type": kinds[0], "metavar": field.name.rpartition("_")[2].upper()}
+    if meta.get("choices"):
+        return options | {"type": kinds[0], "choices": meta["choices"]}
+    return options | {"type": kinds[0], "metavar": {int: "N", float: "X"}.get(kinds[0], "NAME")}
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    """What a setting is for, and its default where that is a value."""
+    text = field.metadata["help"].replace("%", "%%")
+    if field.default in (None, (), "", False) and not isinstance(field.default, float):
+        return text
+    default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    return f"{text} ({default})"
 
 
 def _boolean(text: str) -> bool:
