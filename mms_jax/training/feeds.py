@@ -77,7 +77,7 @@ class StreamFeed:
         self._clips = functools.partial(stream_clips, rules=rules, report=report, num_workers=num_workers)
         self._batch_size = batch_size
         self._shuffle: dict[str, int] = {"buffer_size": buffer_size, "seed": seed}
-        self._start = start or {"epoch": 0, "rows": 0}
+        self._start = start or {"epoch": 0, "rows": 0, "clips": 0, "samples": 0}
         self._next = first_step
         self._positions = {first_step: self._start}  # before a step
         self._held: dict[int, list[Item]] = {}
@@ -90,7 +90,7 @@ class StreamFeed:
         return self._held[step]
 
     def position(self, step: int) -> dict[str, int]:
-        """Where the stream is when ``step`` updates are done."""
+        """Where the stream is when ``step`` updates are done, and how many clips and samples they had."""
         while self._next < step:
             self._read()
         return self._positions[step]
@@ -105,12 +105,13 @@ class StreamFeed:
 
     def _run(self) -> Iterator[tuple[Clip, dict[str, int]]]:
         """Clips without end, and the position behind each."""
-        epoch, skipped = self._start["epoch"], self._start["rows"]
+        epoch, skipped, clips, samples = (self._start[name] for name in ("epoch", "rows", "clips", "samples"))
         while True:
             places: deque[tuple[str, int]] = deque()
             rows = self._stream.shuffled(**self._shuffle, epoch=epoch).skip(skipped)
             for clip in self._clips(_numbered(rows, places, skipped), is_whole=skipped == 0):
-                yield clip, {"epoch": epoch, "rows": _place_of(clip, places) + 1}
+                clips, samples = clips + 1, samples + len(clip.waveform)
+                yield clip, {"epoch": epoch, "rows": _place_of(clip, places) + 1, "clips": clips, "samples": samples}
             epoch, skipped = epoch + 1, 0
 
 

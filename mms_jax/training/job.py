@@ -105,8 +105,8 @@ class Job:
         names = [one for one in names if one not in self.left_out]
         languages = [one.language for one in names if one.language is not None]
         results = Results(a, self.source, tokenizer, extractor, self.base_config, fingerprint, languages)
-        if a.do_train:
-            self._prepare(results, directory, resumed)
+        if a.do_train and self.main:
+            results.prepare(resume=resumed is not None)
         materials = self._materials(loader, names, tokenizer)
         config, start = self._start(materials, tokenizer)
         scan = self._scan_layers
@@ -154,15 +154,10 @@ class Job:
         options = {"base": self._base_tokenizer(), "existing": self._existing_tokenizer()}
         return make_tokenizer_of_job(self.arguments, self.base_config, loader, names, alone=self._alone, **options)
 
-    def _prepare(self, results: Results, directory: Path, resumed: dict[str, Any] | None) -> None:
-        """Make the output directory ready; what cannot be done there shows before anything is removed."""
-        if self.main:
-            results.prepare(resume=resumed is not None)
-        if resumed is None:
-            discard_checkpoints(directory)
-
     def _train(self, trainer: Trainer, directory: Path, results: Results, resumed: dict[str, Any] | None) -> None:
         a = self.arguments
+        if resumed is None:
+            discard_checkpoints(directory)  # only now: all else that could go wrong before the first step did not
         with ExitStack() as stack:
             checkpoints = stack.enter_context(Checkpoints(directory, save_total_limit=a.save_total_limit))
             if resumed is not None:

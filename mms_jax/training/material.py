@@ -114,8 +114,8 @@ class Loader:
         a = self._arguments
         if a.streaming:
             raise SettingError(
-                f"--tokenizer_name_or_path {a.tokenizer_name_or_path} has no vocabulary for {names.title}, and none can "
-                "be made of data that was not read yet (--streaming)"
+                f"--tokenizer_name_or_path {a.tokenizer_name_or_path} has no vocabulary for {names.title}, and with "
+                "--streaming none can be made: the data was not read yet"
             )
         for split, wanted in ((a.train_split_name, a.do_train), (a.eval_split_name, a.do_eval)):
             if wanted:

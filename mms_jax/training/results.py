@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint import Directory, Source, find_licence
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.features import FeatureExtractor
@@ -21,6 +22,7 @@ from mms_jax.parallel import local_copy
 from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.card import BaseReport, LanguageReport, write_card
+from mms_jax.training.feeds import StreamFeed
 from mms_jax.training.loop import Trainer
 from mms_jax.training.material import MODEL, Material, dropped
 from mms_jax.training.output import CHECKPOINTS, OutputDirectory, prepare_model_directory, push_to_hub, save_model
@@ -147,6 +149,10 @@ class Results:
 
     def _report(self, trainer: Trainer, index: int, material: Material) -> LanguageReport:
         a, slot = self.arguments, trainer.slots[index]
+        clips, hours = material.report.clips, material.report.hours
+        if isinstance(slot.feed, StreamFeed):  # what was read is more than what was trained on
+            position = slot.feed.position(trainer.step)
+            clips, hours = position["clips"], position["samples"] / SAMPLING_RATE / 3600
         local = Path(material.names.dataset.split(",")[0].partition("=")[2] or material.names.dataset).exists()
         result = slot.best_result if a.load_best_model_at_end else slot.last
         metrics = {} if result is None else {name: getattr(result, name) for name in ("loss", *a.eval_metrics)}
@@ -157,8 +163,8 @@ class Results:
             dataset_on_hub=not local,
             train_split=a.train_split_name,
             eval_split=a.eval_split_name if a.do_eval else None,
-            clips=material.report.clips,
-            hours=material.report.hours,
+            clips=clips,
+            hours=hours,
             dropped=dropped(material.report),
             eval_clips=0 if result is None else result.num_clips,
             steps=slot.total_steps,
