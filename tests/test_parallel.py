@@ -16,7 +16,7 @@ from mms_jax.errors import SettingError
 from mms_jax.parallel import initialize
 
 ROOT = Path(__file__).parents[1]
-# Sums over rows in another order, six steps on: 1e-6 is seen.
+# Sums over rows in another order, six steps on: 6e-7 is seen.
 SAME = 1e-5
 
 
