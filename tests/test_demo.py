@@ -11,7 +11,8 @@ from mms_jax.pipelines.demo import DEMO_MODEL, demo_clips
 from tests.checkpoints import Reference
 from tests.parity import relative_error
 
-MAX_BYTES = 12_000_000  # of mms_jax/demo: a recogniser (6.9 MB with its clips), an identifier (2.6), Italian to train on (1.8)
+# Of mms_jax/demo: a recogniser (6.9 MB with its clips), an identifier (2.6), Italian to train on (1.8).
+MAX_BYTES = 12_000_000
 TOLERANCE = 2e-5  # float32 on both sides, five layers: only the order of summation differs
 MAX_CER = 0.15  # of the clips together; the recipe's table, over 200 sentences a language, is in the README
 
