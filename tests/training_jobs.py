@@ -90,12 +90,12 @@ def write_split(
     (folder / split).mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["audio", "sentence"])
+        table.writerow(["audio", "sentence", "samples"])
         for index, text in enumerate(texts):
             name = f"{split}/{index}.wav"
             waveform = noise(sizes[index % len(sizes)], seed=1000 * seed + index)
             (folder / name).write_bytes(encode(waveform))
-            table.writerow([name, text])
+            table.writerow([name, text, len(waveform)])
 
 
 def write_data(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mms_jax.errors import SettingError
+from mms_jax.training.schedules import Schedule, make_schedule
 
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
@@ -171,6 +172,18 @@ class TrainingArguments:
     def __post_init__(self):
         for name, fault in self._faults():
             raise SettingError(f"--{name} {fault}")
+        if self.do_train:
+            self.schedule(max(1, self.max_steps))  # what is wrong with its settings shows here
+
+    def schedule(self, total_steps: int) -> Schedule:
+        """The learning rate of every step of so many."""
+        return make_schedule(
+            self.lr_scheduler_type,
+            learning_rate=self.learning_rate,
+            total_steps=total_steps,
+            warmup_steps=self.warmup_steps,
+            warmup_ratio=self.warmup_ratio,
+        )
 
     def _faults(self) -> typing.Iterator[tuple[str, str]]:
         """What is wrong, as (setting, rest of the message)."""
@@ -185,7 +198,7 @@ class TrainingArguments:
                 yield name, f"is {value}; it must be at least 1"
         for name, low, high, what in _RANGES:
             value = getattr(self, name)
-            if not low <= value < high:  # which NaN is not either
+            if value is not None and not low <= value < high:  # which NaN is not either
                 yield name, f"is {value}; it must be {what}"
         if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
             yield "num_train_epochs", f"is {self.num_train_epochs}; it must be over 0"
@@ -213,6 +226,8 @@ class TrainingArguments:
             yield "target_language", f"names a language twice: {' '.join(self.target_language)}"
         if self.target_language and not self.freeze_feature_encoder:
             yield "freeze_feature_encoder", "is false, but beside adapters (--target_language) everything is frozen"
+        if not self.max_duration_in_seconds > self.min_duration_in_seconds:
+            yield "max_duration_in_seconds", f"is {self.max_duration_in_seconds}; it must be over the least duration"
         if self.eval_strategy != "no" and not self.do_eval:
             yield "eval_strategy", f"is {self.eval_strategy}, but --do_eval is not given"
         if self.load_best_model_at_end and self.eval_strategy == "no":
@@ -232,6 +247,11 @@ _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("adam_epsilon", sys.float_info.min, math.inf, "over 0"),
     ("weight_decay", 0.0, math.inf, "at least 0"),
     ("max_grad_norm", 0.0, math.inf, "at least 0"),
+    ("min_duration_in_seconds", 0.0, math.inf, "at least 0"),
+    *(
+        (f"{place}_dropout", 0.0, 1.0, "in 0 … below 1")
+        for place in ("attention", "activation", "hidden", "feat_proj", "final")
+    ),
 )
 
 # Settings that do nothing unless others are as they must be: given all the same they are an error, not ignored.

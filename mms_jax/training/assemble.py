@@ -22,7 +22,6 @@ from mms_jax.training.material import MODEL, Material, longest_shapes
 from mms_jax.training.metrics import BlankMonitor
 from mms_jax.training.model import Start
 from mms_jax.training.sampler import PaddedShapes, Sampler, padded_lengths
-from mms_jax.training.schedules import make_schedule
 from mms_jax.training.state import Optimizer, init_state
 from mms_jax.training.step import Objective
 
@@ -107,13 +106,10 @@ def _slot(a: TrainingArguments, one: Material, batch_size: int, resumed: dict[st
     feed, steps_per_epoch = _feed(a, one, batch_size, saved, first_step=0 if resumed is None else resumed["step"])
     total = a.max_steps if a.max_steps > 0 else math.ceil(a.num_train_epochs * steps_per_epoch)
     total = total if a.do_train else 0
-    warmup: dict[str, Any] = {}
-    if a.do_train:
-        warmup = {"warmup_steps": a.warmup_steps, "warmup_ratio": a.warmup_ratio}
     return Slot(
         name,
         feed,
-        make_schedule(a.lr_scheduler_type, learning_rate=a.learning_rate, total_steps=max(1, total), **warmup),
+        a.schedule(max(1, total)),
         total,
         vocabulary_size(one),
         one.evaluation,

@@ -7,7 +7,6 @@ a checkpoint file by file (killed meanwhile, it leaves one that looks whole) and
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -28,6 +27,7 @@ import numpy as np
 
 from mms_jax.errors import CheckpointError, SettingError, TrainingError
 from mms_jax.files import read_json
+from mms_jax.training.orbax_noise import OrbaxNoise
 
 _STATE, _INFO = "state", "info"  # folders of a checkpoint
 _INFO_FILE = "info.json"
@@ -93,8 +93,7 @@ class Checkpoints:
             raise TrainingError(
                 f"{self.directory}: checkpoints cannot be kept there ({error.strerror}); choose another output_dir"
             ) from error
-        self._quiet = _OrbaxIsQuiet()
-        logging.getLogger("absl").addFilter(self._quiet)
+        self._noise = OrbaxNoise()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._orbax()  # here, not during the first save: to import it takes half a second
 
@@ -187,7 +186,7 @@ class Checkpoints:
             self._thread.shutdown()
             if self._checkpointer is not None:
                 self._checkpointer.close()
-            logging.getLogger("absl").removeFilter(self._quiet)
+            self._noise.close()
 
     def restore(self, template: Any, *, step: int | None = None) -> Restored:
         """Read a checkpoint bit by bit as it was saved; the newest by default.
@@ -270,6 +269,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> TrainingError:
         """What to say of a save that failed; what it left is removed now, for the disk may be full."""
+        self._noise.failed = True
         failed, self._checkpointer = self._checkpointer, None  # it would raise the same error at the next save
         if failed is not None:
             with suppress(Exception):  # that error, again
@@ -322,13 +322,6 @@ class Checkpoints:
                 ocp.CompositeCheckpointHandler(**handlers), async_options=options
             )
         return self._checkpointer
-
-
-class _OrbaxIsQuiet(logging.Filter):
-    """Drops what orbax logs: its warnings are about its own use, and its errors are raised here."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _flat(tree: Any) -> dict[str, Any]:

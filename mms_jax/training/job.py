@@ -17,6 +17,7 @@ from mms_jax.checkpoint import (
     Source,
     base_fingerprint,
     check_sampling_rate,
+    find_adapter,
     load_feature_extractor,
     open_source,
     require,
@@ -142,9 +143,16 @@ class Job:
             self.tell(f"{names.title} is left out: {error}")
 
     def _names(self, resumed: dict[str, Any] | None) -> list[DataNames]:
-        """Of the data of all languages, but those that were left out when a job that is resumed began."""
-        names = data_names(self.arguments)
+        """Of the data of all languages, but those that were left out when a job that is resumed began, and those that
+        lack the adapter that is to be evaluated.
+        """
+        a, names = self.arguments, data_names(self.arguments)
+        if a.init_language is not None:
+            find_adapter(self.source, a.init_language)
         for one in names:
+            if not a.do_train and one.language is not None:
+                with self._alone(one):
+                    find_adapter(self.source, one.language)
             if resumed is not None and one.language is not None and one.language not in resumed["slots"]:
                 with self._alone(one):
                     raise TrainingError("was left out when this job began; train it afterwards, in a job of its own")

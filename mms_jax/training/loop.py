@@ -244,6 +244,9 @@ class Trainer:
         flags[-1] = asked
         if jax.process_count() > 1:
             flags = np.asarray(multihost_utils.process_allgather(flags)).max(axis=0)
+        if flags[:-1].any() and self.step:  # a clip can be mended, and its language then go on from here
+            self._settle()
+            self._hooks.save()
         for index in np.flatnonzero(flags[:-1]).tolist():
             self._stop(self.slots[index], str(failed.get(index, "another process cannot read its clips")))
         return bool(flags[-1])
