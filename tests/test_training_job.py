@@ -210,7 +210,7 @@ def test_a_language_without_data_is_left_out_and_the_others_are_trained(three, t
 
 def test_evaluation_alone_is_of_the_checkpoint_s_own_adapter(tmp_path):
     texts = ["été là", "ça va", "où est"]
-    write_split(tmp_path / "data", "test", texts, sizes=(8000, 7000))
+    write_split(tmp_path / "data", "test", texts)
     names = {"model_name_or_path": mms(), "dataset_name": tmp_path / "data", "output_dir": tmp_path / "out"}
     done(**names, target_language="fra", text_column_name="sentence", do_eval=True, eval_metrics=["wer", "cer"])
     result = json.loads((tmp_path / "out" / "eval_results.json").read_text())["fra"]

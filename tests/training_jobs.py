@@ -133,7 +133,8 @@ def mms() -> Path:
 def pretrained() -> Path:
     """An encoder without adapters and head, such as XLSR-53 and XLS-R."""
     directory = _new()
-    model: Any = transformers.Wav2Vec2ForPreTraining(small_config(**CONVS, **WIDE, adapter_attn_dim=None))
+    config = small_config(**CONVS, **WIDE, num_hidden_layers=1, adapter_attn_dim=None)
+    model: Any = transformers.Wav2Vec2ForPreTraining(config)
     randomize(model, seed=5)
     model.save_pretrained(directory)
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(directory)
@@ -147,7 +148,8 @@ def group_norm() -> Path:
     save_processor(directory, tokens, target_lang=None)
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(directory)
     (directory / "processor_config.json").unlink(missing_ok=True)
-    random_model(small_config(**BASE, **CONVS, vocab_size=len(tokens)), seed=3).save_pretrained(directory)
+    config = small_config(**BASE, **CONVS, num_hidden_layers=1, vocab_size=len(tokens))
+    random_model(config, seed=3).save_pretrained(directory)
     return directory
 
 

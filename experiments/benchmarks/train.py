@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCE, default=None, help="default: float32; on a GPU bfloat16")
     parser.add_argument("--dropout", type=float, default=0.0, help="inside the model; losses are not compared then")
     parser.add_argument("--threads", type=int, default=2, help="of either side, on a CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="for a machine that is not idle, with --threads 1")
     options = parser.parse_args()
     if options.worker:
         return work(options.worker[0], Settings(**json.loads(options.worker[1])))

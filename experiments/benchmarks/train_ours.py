@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import resource
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +35,7 @@ from mms_jax.training.step import Batch, Objective, make_step
 
 OPTIMIZER = Optimizer()
 PEAK_SIZE, PEAK_PRODUCTS = 8192, 50  # of the card's own speed
+LOSSES = 10  # in a row
 
 
 @dataclass
@@ -95,21 +96,21 @@ class Steps:
     def timed_round(self) -> float:
         """Seconds of a round's steps."""
         self.losses.clear()
-        return seconds_of(self.run, self.settings.steps, lambda: self.state)
+        return seconds_of(self.settings, self.run, self.settings.steps, lambda: self.state)
 
 
 def _item(clip: Clip) -> Item:
     return Item(len(clip.waveform), clip.labels, lambda: clip.waveform, "a clip")
 
 
-def seconds_of(function: Callable[[], Any], count: int, result: Callable[[], Any]) -> float:
+def seconds_of(settings: Settings, function: Callable[[], Any], count: int, result: Callable[[], Any]) -> float:
     """Seconds of so many calls, until the last one's result is there."""
     jax.block_until_ready(result())
-    start = time.perf_counter()
+    start = settings.now()
     for _ in range(count):
         function()
     jax.block_until_ready(result())
-    return time.perf_counter() - start
+    return settings.now() - start
 
 
 def peak_memory() -> int:
@@ -154,12 +155,14 @@ def _ctc(settings: Settings) -> None:
     logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     batch = logits, rows.labels, num_frames, rows.num_labels
     programs = {"own": compiled(ours, batch), "optax": compiled(optax_loss, batch)}
+    found: list[Any] = []
     while True:
         Parent().wait()
         times = {"step": steps.timed_round() / settings.steps}
         for name, program in programs.items():
-            found: list[Any] = []
-            times[name] = seconds_of(lambda p=program, f=found: f.append(p(*batch)), 10, lambda f=found: f) / 10
+            call = functools.partial(lambda program: found.append(program(*batch)), program)
+            times[name] = seconds_of(settings, call, LOSSES, found.copy) / LOSSES
+            found.clear()
         Parent().answer(**times)
 
 
@@ -170,7 +173,7 @@ def _peak(settings: Settings) -> None:
     product = jax.jit(lambda x, y: (x @ y) * jnp.bfloat16(PEAK_SIZE**-0.5))
     while True:
         Parent().wait()
-        seconds = seconds_of(lambda: found.append(product(found.pop(), x)), PEAK_PRODUCTS, lambda: found)
+        seconds = seconds_of(settings, lambda: found.append(product(found.pop(), x)), PEAK_PRODUCTS, found.copy)
         Parent().answer(teraflops=2e-12 * PEAK_SIZE**3 * PEAK_PRODUCTS / seconds)
 
 
@@ -190,18 +193,18 @@ def _files(settings: Settings) -> None:
 
     def rounds(trainer: Trainer, hooks: Hooks) -> None:
         hooks = replace(hooks, log=Silence(), save=lambda: None)
-        prepared = time.perf_counter() - start
+        prepared = settings.now() - start
         while True:
             trainer.step = 0
-            begun = time.perf_counter()
+            begun = settings.now()
             run(trainer, hooks)
             jax.block_until_ready(trainer.state)
-            seconds = time.perf_counter() - begun
+            seconds = settings.now() - begun
             Parent().answer(seconds=seconds, audio=audio, prepared=prepared, peak=peak_memory())
             Parent().wait()
 
     Parent().wait()
-    start = time.perf_counter()
+    start = settings.now()
     with patch.object(Trainer, "run", rounds):
         run_job(_arguments(settings))
 

@@ -131,8 +131,8 @@ class Rounds(transformers.TrainerCallback):
     A step is all that the loop does with a batch that is there: loss, gradients, clip, update, schedule.
     """
 
-    def __init__(self, steps: int):
-        self._steps, self._seconds = steps, 0.0
+    def __init__(self, settings: Settings):
+        self._steps, self._now, self._seconds = settings.steps, settings.now, 0.0
         self._losses: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -140,12 +140,12 @@ class Rounds(transformers.TrainerCallback):
         if state.global_step % self._steps == 0:
             Parent().wait()
         _synchronize()
-        self._start = time.perf_counter()
+        self._start = self._now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """It was trained on."""
         _synchronize()
-        self._seconds += time.perf_counter() - self._start
+        self._seconds += self._now() - self._start
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """After every step."""
@@ -204,23 +204,23 @@ def _step(settings: Settings, model: Any, processor: Any) -> None:
     arguments = _arguments(
         settings, max_steps=settings.total_steps, logging_steps=1, train_sampling_strategy="sequential"
     )
-    make_trainer(model, processor, rows, arguments, callbacks=[Rounds(settings.steps)]).train()
+    make_trainer(model, processor, rows, arguments, callbacks=[Rounds(settings)]).train()
     Parent().wait()
 
 
 def _files(settings: Settings, model: Any, processor: Any) -> None:
     """A round is an epoch over what was prepared before, which the first round counts."""
     Parent().wait()
-    start = time.perf_counter()
+    start = settings.now()
     rows = prepared_data(settings.scratch / "data" / "train", processor)
-    prepared = time.perf_counter() - start
+    prepared = settings.now() - start
     audio = sum(rows["input_length"]) / RATE
     by_length = {"train_sampling_strategy": "group_by_length", "length_column_name": "input_length"}
     trainer = make_trainer(
         model, processor, rows, _arguments(settings, num_train_epochs=1, logging_steps=10, **by_length)
     )
     while True:
-        start = time.perf_counter()
+        start = settings.now()
         trainer.train()
-        Parent().answer(seconds=time.perf_counter() - start, audio=audio, prepared=prepared, peak=peak_memory())
+        Parent().answer(seconds=settings.now() - start, audio=audio, prepared=prepared, peak=peak_memory())
         Parent().wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ class Settings:
     rounds: int = 5
     steps: int = 2  # of a round
     threads: int = 2
+    cpu_time: bool = False
+
+    def now(self) -> float:
+        """Seconds: of a clock, or of processor time, for machines that are busy with something else."""
+        return time.process_time() if self.cpu_time else time.perf_counter()
 
     @property
     def total_steps(self) -> int:

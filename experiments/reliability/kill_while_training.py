@@ -71,12 +71,12 @@ def write_inputs(folder: Path, tell: Tell) -> None:
     config = Wav2Vec2Config(
         vocab_size=8,
         hidden_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=3,
         intermediate_size=37,
-        conv_dim=(12, 12, 12),
-        conv_kernel=(10, 8, 8),
-        conv_stride=(5, 8, 8),
+        conv_dim=(12, 12),
+        conv_kernel=(10, 64),
+        conv_stride=(5, 64),
         conv_bias=True,
         feat_extract_norm="layer",
         do_stable_layer_norm=True,
@@ -134,7 +134,7 @@ def train(folder: Path, output: Path, tell: Tell) -> int:
         "save_total_limit": 2,
         "logging_steps": 3,
         "eval_strategy": "steps",
-        "eval_steps": 8,
+        "eval_steps": 20,
     }
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", *_listed(value))]
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
@@ -308,9 +308,7 @@ def kill_jobs(trial: Trial, rng: random.Random, *, kills: int, terms: int) -> No
     """Run jobs until so many were killed and so many stopped, and compare what they come to."""
     folder = trial.folder
     expected, number = folder / "expected" / "out", 0
-    trial.run(expected)
-    seconds = trial.run(folder / "again" / "out").seconds  # with all programs compiled
-    trial.check(lambda tell: compare(folder / "again" / "out", expected, tell))
+    seconds = trial.run(expected).seconds / 2  # what it takes when all programs are compiled, for a beginning
     while not trial.faults:
         output = folder / str(number) / "out"
         left = kills - trial.ends["killed"], terms - trial.ends["stopped by SIGTERM"]
@@ -320,7 +318,8 @@ def kill_jobs(trial: Trial, rng: random.Random, *, kills: int, terms: int) -> No
         if max(left) > 0:
             term = rng.random() < left[1] / (max(0, left[0]) + left[1])
             plan = plan_of(rng, left=UPDATES - newest(output), seconds=seconds, term=term)
-        trial.run(output, plan)
+        child = trial.run(output, plan)
+        seconds = child.seconds if child.code == 0 else seconds
         if (output / "checkpoints" / JOB / FINISHED).exists():
             trial.check(lambda tell, output=output: compare(output, expected, tell))
             number += 1
