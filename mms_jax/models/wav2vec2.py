@@ -27,6 +27,7 @@ from mms_jax.models.layers import (
     conv,
     einsum,
     of_rows,
+    softmax,
     weight_norm,
 )
 
@@ -117,7 +118,7 @@ class Attention(nn.Module):
         query, key, value = project("q") * c.head_dim**-0.5, project("k"), project("v")
         scores = einsum("btnh,bsnh->bnts", query, key, dtype=self.dtype)
         scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = softmax(scores)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=deterministic)
         context = einsum("bnts,bsnh->bnth", weights, value, dtype=self.dtype)
         # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs

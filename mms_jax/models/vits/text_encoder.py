@@ -11,12 +11,11 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import ACTIVATIONS, MASKED_SCORE, Conv, Dense, LayerNorm, einsum, same_padding
+from mms_jax.models.layers import ACTIVATIONS, MASKED_SCORE, Conv, Dense, LayerNorm, einsum, same_padding, softmax
 
 exact = functools.partial(einsum, dtype=jnp.float32)
 
@@ -48,7 +47,7 @@ class RelativeAttention(nn.Module):
         scores = exact("bnuh,bnvh->bnuv", query, key)
         scores = scores + self._by_offset(exact("bnuh,rh->bnur", query, key_table))
         scores = scores + jnp.where(mask, 0.0, MASKED_SCORE)[:, None, None, :]
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = softmax(scores)
         weights = nn.Dropout(c.attention_dropout, deterministic=deterministic)(weights)
         context = exact("bnuv,bnvh->bnuh", weights, value)
         context = context + exact("bnur,rh->bnuh", self._in_window(weights), value_table)
