@@ -15,7 +15,7 @@ import pytest
 import mms_jax
 from mms_jax.checkpoint import find_licence, open_source
 from mms_jax.errors import CheckpointError
-from mms_jax.training.card import CARD, RESULTS, BaseReport, LanguageReport, write_card
+from mms_jax.training.files.card import CARD, RESULTS, BaseReport, LanguageReport, write_card
 from tests.sounds import noise
 from tests.test_lid_parity import compiling_quickly
 from tests.training_outputs import mms, trained

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from mms_jax.errors import TrainingError
-from mms_jax.training import checkpoints as checkpoints_module
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files import checkpoints as checkpoints_module
+from mms_jax.training.files.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,7 +127,7 @@ FULL_DISK = """
 import os, resource, signal, sys
 import jax
 from mms_jax.errors import TrainingError
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 state = {str(i): jax.random.normal(jax.random.key(i), (100, 1000)) for i in range(3)}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -166,7 +166,7 @@ READ_ONLY = """
 import os, sys
 import jax.numpy as jnp
 from mms_jax.errors import TrainingError
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 state = {"leaf": jnp.ones(3)}
 with Checkpoints(sys.argv[2]) as elsewhere:
@@ -202,7 +202,7 @@ import logging, sys
 import jax.numpy as jnp, numpy as np
 import mms_jax
 assert not {"orbax", "tensorstore"} & set(sys.modules)
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 state = {"a": jnp.ones((3, 4)), "b": np.ones(2), "c": {"d": jnp.zeros((), jnp.bfloat16)}}
 with Checkpoints(sys.argv[1], save_total_limit=1) as checkpoints:
@@ -226,7 +226,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 values = np.arange(32, dtype=np.float32).reshape(8, 4)

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mms_jax.errors import SettingError, TrainingError
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 # Bits that a conversion would change: signed zeros, the smallest denormals, NaN with a payload.
 ODD_FLOATS = np.array([0x00000000, 0x80000000, 0x00000001, 0x7FC12345, 0xFFFFFFFF, 0x7F800000], np.uint32)

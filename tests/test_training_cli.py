@@ -328,7 +328,7 @@ def test_a_disk_that_is_full_at_the_start_is_told_and_no_half_file_is_left(data,
 FULL_AFTER_A_SAVE = """
 import resource, sys
 from mms_jax import cli
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 finish = Checkpoints._finish
 def fill(self, step):
     finish(self, step)

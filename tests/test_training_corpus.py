@@ -12,11 +12,11 @@ from mms_jax.audio import load_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import DatasetError, SettingError
 from mms_jax.text.vocabulary import CTCVocabulary
-from mms_jax.training.clips import ClipRules, decode_audio, stream_clips
-from mms_jax.training.corpus import scan
-from mms_jax.training.dataset import load_rows
-from mms_jax.training.report import Report
-from mms_jax.training.streams import stream_rows
+from mms_jax.training.data.clips import ClipRules, decode_audio, stream_clips
+from mms_jax.training.data.corpus import scan
+from mms_jax.training.data.dataset import load_rows
+from mms_jax.training.data.report import Report
+from mms_jax.training.data.streams import stream_rows
 
 LETTERS = {
     token: id_ for id_, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"])

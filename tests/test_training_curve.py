@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mms_jax.training.curve import draw_curve
+from mms_jax.training.files.curve import draw_curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
 STEPS = range(10, 101, 10)
@@ -19,7 +19,7 @@ STEPS = range(10, 101, 10)
 PROBE = """
 import sys
 from pathlib import Path
-from mms_jax.training.curve import draw_curve
+from mms_jax.training.files.curve import draw_curve
 assert draw_curve(sys.argv[1]) == Path(sys.argv[1]).with_name("training_curve.png")
 needless = {"matplotlib.pyplot", "tensorboardX", "torch"} & set(sys.modules)
 sys.exit(f"imported: {needless}" if needless else 0)

@@ -14,17 +14,17 @@ from sounds import noise
 
 from mms_jax.audio import load_audio
 from mms_jax.errors import AudioError, DatasetError, SettingError
-from mms_jax.training.clips import decode_audio
-from mms_jax.training.dataset import load_rows, rows_by_language
-from mms_jax.training.library import quiet
-from mms_jax.training.streams import stream_rows
+from mms_jax.training.data.clips import decode_audio
+from mms_jax.training.data.dataset import load_rows, rows_by_language
+from mms_jax.training.data.library import quiet
+from mms_jax.training.data.streams import stream_rows
 
 STEP_16 = 2**-15  # of 16-bit audio
 EVERY_SAMPLE = 10**9
 NO_TORCH = """
 import sys
-from mms_jax.training.dataset import load_rows
-from mms_jax.training.streams import stream_rows
+from mms_jax.training.data.dataset import load_rows
+from mms_jax.training.data.streams import stream_rows
 loaders = (lambda: load_rows(sys.argv[1], split="train", cache_dir=sys.argv[2])), (
     lambda: stream_rows(sys.argv[1], split="train", cache_dir=sys.argv[2]))
 assert [row.text for rows in loaders for row in rows()]

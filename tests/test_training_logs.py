@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from mms_jax.errors import TrainingError
-from mms_jax.training.logs import RunLog, read_metrics
+from mms_jax.training.files.logs import RunLog, read_metrics
 from mms_jax.training.metrics import EvalResult
 
 TOTAL_STEPS = 50

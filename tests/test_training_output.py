@@ -17,8 +17,8 @@ import mms_jax
 from mms_jax.checkpoint import base_fingerprint, load_adapter, open_source, open_weights
 from mms_jax.errors import CheckpointError, LanguageError, TrainingError, VocabularyError
 from mms_jax.text.ctc import CTCTokenizer
-from mms_jax.training import output as output_module
-from mms_jax.training.output import RECORD
+from mms_jax.training.files import output as output_module
+from mms_jax.training.files.output import RECORD
 from tests.checkpoints import vocab
 from tests.test_lid_parity import compiling_quickly
 from tests.training_outputs import (

@@ -25,7 +25,7 @@ from mms_jax.checkpoint import (
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import TrainingError
 from mms_jax.text.ctc import CTCTokenizer
-from mms_jax.training.output import prepare_model_directory, save_model
+from mms_jax.training.files.output import prepare_model_directory, save_model
 from tests.checkpoints import vocab
 from tests.parity import MMS_CONVS, random_model, relative_error, small_config
 from tests.sounds import noise

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from mms_jax.errors import TrainingError
-from mms_jax.training.output import push_to_hub
+from mms_jax.training.files.output import push_to_hub
 from tests.fake_hub import TOKEN
 
 REPO = "user/mms-tur"

@@ -16,8 +16,8 @@ import jax
 import pytest
 
 from mms_jax.training import job as job_module
-from mms_jax.training.checkpoints import Checkpoints
-from mms_jax.training.logs import RunLog
+from mms_jax.training.files.checkpoints import Checkpoints
+from mms_jax.training.files.logs import RunLog
 from tests.training_jobs import done, metrics, pretrained, quick_jobs, run, saved_leaves, settings, write_data
 from tests.training_outputs import contents
 

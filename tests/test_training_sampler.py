@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mms_jax.errors import SettingError
 from mms_jax.features import BUCKET_RATIO, FRAME_SAMPLES, FRAME_STRIDE
-from mms_jax.training.sampler import LABELS_STEP, STEPS_OF_A_BLOCK, PaddedShapes, Sampler, padded_lengths
+from mms_jax.training.data.sampler import LABELS_STEP, STEPS_OF_A_BLOCK, PaddedShapes, Sampler, padded_lengths
 
 LENGTHS = st.lists(st.integers(400, 480_000), min_size=1, max_size=60).map(lambda sizes: np.array(sizes, np.int64))
 BATCHES, SEEDS, GROUPED = st.integers(1, 17), st.integers(0, 2**40), st.booleans()

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mms_jax.errors import DatasetError, SettingError
-from mms_jax.training import streams
-from mms_jax.training.rows import Row
-from mms_jax.training.streams import RowStream, stream_rows
+from mms_jax.training.data import streams
+from mms_jax.training.data.rows import Row
+from mms_jax.training.data.streams import RowStream, stream_rows
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=6)
 SEEDS = st.integers(0, 5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mms_jax.errors import DatasetError
-from mms_jax.training.tables import read_tables
+from mms_jax.training.data.tables import read_tables
 
 # What readers that guess types, separators or missing values make something else of.
 TRAPS = ["nan", "null", "None", "NA", "", " ", "007", "1e5", "2020-01-01", "true", "inf", '"', "a,b", 'say "a"', "ʈʰ é"]

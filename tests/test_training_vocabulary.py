@@ -13,8 +13,8 @@ from transformers import Wav2Vec2CTCTokenizer
 
 from mms_jax.errors import DatasetError, VocabularyError
 from mms_jax.text.ctc import CTCTokenizer
-from mms_jax.training.transcripts import TranscriptEncoder, clean_text, clean_texts, num_repeats
-from mms_jax.training.vocabulary import build_vocabulary, make_language_tokenizer, make_tokenizer
+from mms_jax.training.data.transcripts import TranscriptEncoder, clean_text, clean_texts, num_repeats
+from mms_jax.training.data.vocabulary import build_vocabulary, make_language_tokenizer, make_tokenizer
 
 MMS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4}
 BASE = CTCTokenizer({"eng": MMS | {"a": 5, "b": 6}}, {"target_lang": "eng"}, source="base")

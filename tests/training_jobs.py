@@ -27,7 +27,7 @@ from mms_jax import cli
 from mms_jax.models.trees import Params, flatten, unflatten
 from mms_jax.pipelines.compilation import program_cache
 from mms_jax.training import loop
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 from tests.checkpoints import LETTERS, save_processor, vocab
 from tests.parity import BASE, quick, random_model, randomize, relative_error, small_config
 from tests.sounds import RATE, encode, noise

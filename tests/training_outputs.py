@@ -20,7 +20,7 @@ from mms_jax.checkpoint import base_fingerprint, load_feature_extractor, open_so
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models.trees import Params, is_adapter_path, stack_layers, unflatten
 from mms_jax.text.ctc import CTCTokenizer
-from mms_jax.training.output import OutputDirectory
+from mms_jax.training.files.output import OutputDirectory
 from tests.checkpoints import many_languages, vocab
 from tests.parity import MMS_CONVS, randomize, relative_error, small_config
 from tests.sounds import noise

@@ -42,7 +42,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 
 SAVES = 4  # of a job that is left alone
 LIMIT = 2

@@ -51,8 +51,9 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.text.ctc import CTCTokenizer
-from mms_jax.training import job, logs
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training import job
+from mms_jax.training.files import logs
+from mms_jax.training.files.checkpoints import Checkpoints
 from mms_jax.training.resume import FINISHED
 
 PRELOADED = (jax, job, matplotlib.figure, ocp)  # before the fork: a job starts in a tenth of a second, not in five

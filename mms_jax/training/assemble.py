@@ -15,13 +15,13 @@ from mms_jax.features import FeatureExtractor, next_bucket
 from mms_jax.parallel import local_shards, make_mesh, replicate
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.batches import BatchMaker, Feed
-from mms_jax.training.corpus import Corpus
+from mms_jax.training.data.corpus import Corpus
+from mms_jax.training.data.sampler import PaddedShapes, Sampler, padded_lengths
 from mms_jax.training.feeds import CorpusFeed, StreamFeed
 from mms_jax.training.loop import Slot, Trainer
 from mms_jax.training.material import MODEL, Material, longest_shapes
 from mms_jax.training.metrics import BlankMonitor
 from mms_jax.training.model import Start
-from mms_jax.training.sampler import PaddedShapes, Sampler, padded_lengths
 from mms_jax.training.state import Optimizer, init_state
 from mms_jax.training.step import Objective
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mms_jax.training.batches import Item
-from mms_jax.training.clips import Clip, ClipRules, stream_clips
-from mms_jax.training.corpus import Corpus
-from mms_jax.training.report import Report
-from mms_jax.training.rows import Row
-from mms_jax.training.sampler import Sampler
-from mms_jax.training.streams import RowStream
+from mms_jax.training.data.clips import Clip, ClipRules, stream_clips
+from mms_jax.training.data.corpus import Corpus
+from mms_jax.training.data.report import Report
+from mms_jax.training.data.rows import Row
+from mms_jax.training.data.sampler import Sampler
+from mms_jax.training.data.streams import RowStream
 
 STEPS_HELD = 16  # of a stream, behind the newest: more than are prepared ahead of training
 

@@ -29,9 +29,9 @@ from mms_jax.parallel import initialize
 from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.assemble import make_trainer, vocabulary_size
-from mms_jax.training.checkpoints import Checkpoints
-from mms_jax.training.curve import draw_curve
-from mms_jax.training.logs import METRICS, RunLog
+from mms_jax.training.files.checkpoints import Checkpoints
+from mms_jax.training.files.curve import draw_curve
+from mms_jax.training.files.logs import METRICS, RunLog
 from mms_jax.training.loop import Hooks, Interrupted, Trainer
 from mms_jax.training.material import DataNames, Loader, Material, data_names, make_tokenizer_of_job
 from mms_jax.training.model import Start, has_head, load_adapters, load_whole, training_config

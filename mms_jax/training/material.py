@@ -15,16 +15,16 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import DatasetError, SettingError, TrainingError
 from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
 from mms_jax.training.arguments import TrainingArguments
-from mms_jax.training.clips import ClipRules, stream_clips
-from mms_jax.training.corpus import Corpus, scan
-from mms_jax.training.dataset import load_rows, rows_by_language
+from mms_jax.training.data.clips import ClipRules, stream_clips
+from mms_jax.training.data.corpus import Corpus, scan
+from mms_jax.training.data.dataset import load_rows, rows_by_language
+from mms_jax.training.data.report import Report
+from mms_jax.training.data.rows import Rows
+from mms_jax.training.data.streams import RowStream, stream_rows
+from mms_jax.training.data.transcripts import clean_texts
+from mms_jax.training.data.vocabulary import make_language_tokenizer, make_tokenizer
 from mms_jax.training.evaluation import EvalSet
 from mms_jax.training.feeds import clip_items, corpus_items
-from mms_jax.training.report import Report
-from mms_jax.training.rows import Rows
-from mms_jax.training.streams import RowStream, stream_rows
-from mms_jax.training.transcripts import clean_texts
-from mms_jax.training.vocabulary import make_language_tokenizer, make_tokenizer
 
 MODEL = "model"  # the name of the one slot of full fine-tuning
 

@@ -21,11 +21,11 @@ from mms_jax.models.trees import Params, flatten, merge_trees, unflatten
 from mms_jax.parallel import local_copy
 from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.training.arguments import TrainingArguments
-from mms_jax.training.card import BaseReport, LanguageReport, write_card
 from mms_jax.training.feeds import StreamFeed
+from mms_jax.training.files.card import BaseReport, LanguageReport, write_card
+from mms_jax.training.files.output import CHECKPOINTS, OutputDirectory, prepare_model_directory, push_to_hub, save_model
 from mms_jax.training.loop import Trainer
 from mms_jax.training.material import MODEL, Material, dropped
-from mms_jax.training.output import CHECKPOINTS, OutputDirectory, prepare_model_directory, push_to_hub, save_model
 from mms_jax.training.state import take_slot
 
 EVALUATION = "eval_results.json"

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from mms_jax.errors import TrainingError
 from mms_jax.files import read_json, write_json
 from mms_jax.training.arguments import TrainingArguments
-from mms_jax.training.checkpoints import Checkpoints
+from mms_jax.training.files.checkpoints import Checkpoints
 from mms_jax.training.loop import Trainer
 
 # Settings that decide what a step does: a job resumes with the same ones or not at all.

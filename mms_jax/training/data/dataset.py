@@ -11,11 +11,11 @@ import datasets
 import numpy as np
 
 from mms_jax.errors import DatasetError, SettingError
-from mms_jax.training.folders import TEXT_TABLES, TableFiles, declares_configs, find_tables, is_saved, local_files
-from mms_jax.training.library import Hub, load_saved, read_arrow_files
-from mms_jax.training.rows import Columns, Part, Row, Rows, TablePart, arrow_part
-from mms_jax.training.splits import check_splits, needed_splits, pieces
-from mms_jax.training.tables import Table, read_tables
+from mms_jax.training.data.folders import TEXT_TABLES, TableFiles, declares_configs, find_tables, is_saved, local_files
+from mms_jax.training.data.library import Hub, load_saved, read_arrow_files
+from mms_jax.training.data.rows import Columns, Part, Row, Rows, TablePart, arrow_part
+from mms_jax.training.data.splits import check_splits, needed_splits, pieces
+from mms_jax.training.data.tables import Table, read_tables
 
 __all__ = ["Columns", "Row", "Rows", "find_source", "load_rows", "rows_by_language", "text_tables"]
 

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 
 from mms_jax.errors import DatasetError
-from mms_jax.training.library import Hub, RemoteAudio, Undecoded, named_errors
-from mms_jax.training.tables import Table
+from mms_jax.training.data.library import Hub, RemoteAudio, Undecoded, named_errors
+from mms_jax.training.data.tables import Table
 
 __all__ = [
     "ArrowPart",

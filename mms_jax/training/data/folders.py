@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mms_jax.errors import DatasetError
-from mms_jax.training.tables import TEXT_TABLES
+from mms_jax.training.data.tables import TEXT_TABLES
 
 __all__ = ["ARROW_TABLES", "declares_configs", "find_tables", "is_saved", "local_files"]
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mms_jax.errors import TrainingError
 from mms_jax.files import atomic_write
-from mms_jax.training.append import AppendedFile, EventFile
+from mms_jax.training.files.append import AppendedFile, EventFile
 from mms_jax.training.metrics import EvalResult
 
 METRICS = "metrics.jsonl"

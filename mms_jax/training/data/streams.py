@@ -11,11 +11,21 @@ import datasets
 import numpy as np
 
 from mms_jax.errors import SettingError
-from mms_jax.training.dataset import find_source, shown_path, source_folder, text_tables
-from mms_jax.training.folders import ARROW_TABLES, TableFiles
-from mms_jax.training.library import Hub, Undecoded, load_saved, named_errors, quiet, stream_arrow_file
-from mms_jax.training.rows import Columns, Row, Rows, TablePart, arrow_part, check_features, located, named, no_paths
-from mms_jax.training.splits import Piece, check_splits, needed_splits, stream_pieces
+from mms_jax.training.data.dataset import find_source, shown_path, source_folder, text_tables
+from mms_jax.training.data.folders import ARROW_TABLES, TableFiles
+from mms_jax.training.data.library import Hub, Undecoded, load_saved, named_errors, quiet, stream_arrow_file
+from mms_jax.training.data.rows import (
+    Columns,
+    Row,
+    Rows,
+    TablePart,
+    arrow_part,
+    check_features,
+    located,
+    named,
+    no_paths,
+)
+from mms_jax.training.data.splits import Piece, check_splits, needed_splits, stream_pieces
 
 __all__ = ["RowStream", "stream_rows"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mms_jax.training.transcripts import show_characters
+from mms_jax.training.data.transcripts import show_characters
 
 __all__ = ["REASONS", "Report", "UnusableError"]
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.errors import AudioError, DatasetError
-from mms_jax.training.clips import ClipRules, decode_audio, ordered
-from mms_jax.training.report import Report, UnusableError
-from mms_jax.training.rows import Rows
-from mms_jax.training.transcripts import TranscriptEncoder
+from mms_jax.training.data.clips import ClipRules, decode_audio, ordered
+from mms_jax.training.data.report import Report, UnusableError
+from mms_jax.training.data.rows import Rows
+from mms_jax.training.data.transcripts import TranscriptEncoder
 
 __all__ = ["ClipRules", "Corpus", "Report", "scan"]
 

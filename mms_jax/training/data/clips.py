@@ -15,10 +15,10 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE, describe_audio, stream_audio
 from mms_jax.errors import AudioError, DatasetError, SettingError
 from mms_jax.text.vocabulary import CTCVocabulary
-from mms_jax.training.library import RemoteAudio
-from mms_jax.training.report import Report, UnusableError
-from mms_jax.training.rows import Row
-from mms_jax.training.transcripts import TranscriptEncoder, clean_text, num_repeats
+from mms_jax.training.data.library import RemoteAudio
+from mms_jax.training.data.report import Report, UnusableError
+from mms_jax.training.data.rows import Row
+from mms_jax.training.data.transcripts import TranscriptEncoder, clean_text, num_repeats
 
 __all__ = ["Clip", "ClipRules", "decode_audio", "ordered", "stream_clips"]
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from mms_jax.errors import CheckpointError, SettingError, TrainingError
 from mms_jax.files import read_json
-from mms_jax.training.orbax_noise import OrbaxNoise
+from mms_jax.training.files.orbax_noise import OrbaxNoise
 
 _STATE, _INFO = "state", "info"  # folders of a checkpoint
 _INFO_FILE = "info.json"

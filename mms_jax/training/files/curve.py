@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from mms_jax.files import atomic_write
-from mms_jax.training.logs import read_metrics
+from mms_jax.training.files.logs import read_metrics
 
 CURVE = "training_curve.png"
 
