@@ -286,7 +286,26 @@ class Norm(nn.Module):
         """Apply to float32 ``x`` [..., D]; same shape and dtype."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return standardize(x, axis=self.axis, eps=self.eps) * scale.astype(x.dtype) + bias.astype(x.dtype)
+        return _affine(standardize(x, axis=self.axis, eps=self.eps), scale.astype(x.dtype), bias.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _affine(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return x * scale + bias
+
+
+def _affine_backward(kept: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    x, scale = kept
+    return cotangent * scale, _sum_of_rows(cotangent * x), _sum_of_rows(cotangent)
+
+
+def _sum_of_rows(x: jax.Array) -> jax.Array:
+    """Sum over all axes but the last, as a product: along columns XLA's own sums are several times slower on CPUs."""
+    rows = x.reshape(-1, x.shape[-1])
+    return einsum("ni,no->io", jnp.ones((len(rows), 1)), rows, dtype=jnp.float32)[0]
+
+
+_affine.defvjp(lambda x, scale, bias: (_affine(x, scale, bias), (x, scale)), _affine_backward)
 
 
 def LayerNorm(*, eps: float = TORCH_NORM_EPS, name: str) -> Norm:  # noqa: N802 - the field's name for it
