@@ -16,10 +16,13 @@ import numpy as np
 from mms_jax.checkpoint.rules import Rule, Table
 from mms_jax.checkpoint.tensors import TensorInfo, TensorSource, aligned_empty, read_tensor
 from mms_jax.errors import CheckpointError
+from mms_jax.models.int8 import quantize_channels
 from mms_jax.models.trees import Params, flatten, stacked_path, unflatten
 
+Leaves = dict[str, np.ndarray]  # by path
+
 _NAMES_SHOWN = 8
-_DTYPES = tuple(np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16))
+_DTYPES = tuple(np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16, np.int8))
 
 # Reading, checking and transposing run without the interpreter's lock. Each thread adds a block of rows to the peak.
 _THREADS = min(4, os.cpu_count() or 1)
@@ -106,7 +109,8 @@ def to_jax(bindings: Iterable[Binding], *, dtype: Any, stack_layers: int | None 
     Args:
         bindings: from ``bind``.
         dtype: of matrices and convolution kernels; vectors (norms, biases; 0.1 % of the bytes) stay float32, and so
-            does what a rule keeps.
+            does what a rule keeps. int8: of the kernels whose rules say so, which get a ``kernel_scale`` each; other
+            matrices are bfloat16.
         stack_layers: the number of layers, to stack them on a leading axis for scanned modules; None leaves them apart.
 
     Raises:
@@ -120,17 +124,15 @@ def to_jax(bindings: Iterable[Binding], *, dtype: Any, stack_layers: int | None 
         path, index = stacked_path(binding.rule.jax) if stack_layers else (binding.rule.jax, None)
         groups.setdefault(path, []).append((index, binding))
     with ThreadPoolExecutor(_THREADS) as pool:
-        leaves = _map_ahead(pool, lambda group: _read_leaf(group, np.dtype(dtype), stack_layers), groups.values())
+        read = _map_ahead(pool, lambda path: _read_leaves(path, groups[path], np.dtype(dtype), stack_layers), groups)
         # Waiting keeps what an accelerator has yet to take from piling up in the host's memory.
-        flat = {path: jax.device_put(leaf).block_until_ready() for path, leaf in zip(groups, leaves, strict=True)}
+        flat = {path: jax.device_put(leaf).block_until_ready() for leaves in read for path, leaf in leaves.items()}
     return unflatten(flat)
 
 
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], np.ndarray], items: Iterable[Any]
-) -> Iterator[np.ndarray]:
+def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[str], Leaves], items: Iterable[str]) -> Iterator[Leaves]:
     """``pool.map``, but never further ahead of its reader than the threads are many."""
-    pending: deque[Future[np.ndarray]] = deque()
+    pending: deque[Future[Leaves]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) > _THREADS:
@@ -139,20 +141,38 @@ def _map_ahead(
         yield pending.popleft().result()
 
 
-def _read_leaf(group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num_layers: int | None) -> np.ndarray:
-    """One parameter: a tensor, or one per layer, in our layout."""
+def _read_leaves(
+    path: str, group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num_layers: int | None
+) -> Leaves:
+    """One parameter: a tensor, or one per layer, in our layout; with its scales, if it is kept in int8."""
     (first, (rule, _, info)), *_ = group
-    shape = rule.layout.shape(info.shape)
-    target = dtype if rule.layout.is_matrix and not rule.float32 else np.dtype(np.float32)
-    if first is None:
-        leaf = aligned_empty(shape, target)
-    else:
-        assert num_layers is not None
-        assert len(group) == num_layers
-        leaf = aligned_empty((num_layers, *shape), target)
+    assert first is None or len(group) == num_layers
+    leading = () if first is None else (len(group),)
+    target = _kept_as(rule, dtype)
+    leaves = {path: aligned_empty((*leading, *rule.layout.shape(info.shape)), target)}
+    if target == np.int8:
+        leaves[f"{path}_scale"] = aligned_empty((*leading, leaves[path].shape[-1]), np.dtype(np.float32))
     for index, (rule, name, info) in group:
-        read_tensor(name, info, out=rule.layout.convert(leaf if index is None else leaf[index]))
-    return leaf
+        kernel, *scale = (leaf[... if index is None else index] for leaf in leaves.values())
+        out = rule.layout.convert(kernel)
+        if scale:
+            scale[0][:] = _read_int8(name, info, out=out)
+        else:
+            read_tensor(name, info, out=out)
+    return leaves
+
+
+def _kept_as(rule: Rule, dtype: np.dtype) -> np.dtype:
+    """What a model loaded in ``dtype`` keeps a parameter in."""
+    if rule.float32 or not rule.layout.is_matrix:
+        return np.dtype(np.float32)
+    return np.dtype(ml_dtypes.bfloat16) if dtype == np.int8 and not rule.int8 else dtype
+
+
+def _read_int8(name: str, info: TensorInfo, *, out: np.ndarray) -> np.ndarray:
+    weight = np.empty(info.shape, np.float32)
+    read_tensor(name, info, out=weight)
+    return quantize_channels(weight, out=out)
 
 
 def to_torch(table: Table, params: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[TensorSource]:

@@ -55,6 +55,7 @@ class Rule(NamedTuple):
     layout: Layout
     alias: str | None = None  # another spelling of the PyTorch name, accepted on reading
     float32: bool = False  # stays float32 whatever dtype the model is loaded in
+    int8: bool = False  # a kernel that a model loaded in int8 keeps so; its other matrices are bfloat16
 
 
 class Table(NamedTuple):
@@ -69,9 +70,10 @@ class Table(NamedTuple):
     unused: Mapping[str, str] = MappingProxyType({})
 
 
-def affine(torch: str, jax: str, layout: Layout = Layout.LINEAR) -> tuple[Rule, Rule]:
+def affine(torch: str, jax: str, layout: Layout = Layout.LINEAR, *, int8: bool = False) -> tuple[Rule, Rule]:
     """A linear map or convolution with a bias."""
-    return Rule(f"{torch}.weight", f"{jax}/kernel", layout), Rule(f"{torch}.bias", f"{jax}/bias", Layout.SAME)
+    kernel = Rule(f"{torch}.weight", f"{jax}/kernel", layout, int8=int8)
+    return kernel, Rule(f"{torch}.bias", f"{jax}/bias", Layout.SAME)
 
 
 def norm(torch: str, jax: str) -> tuple[Rule, Rule]:

@@ -17,13 +17,13 @@ ENCODER = (
     Rule("masked_spec_embed", "masked_spec_embed", Layout.SAME),
 )
 ENCODER_LAYER = (
-    *affine("encoder.layers.{i}.attention.q_proj", "encoder/layers_{i}/attention/q"),
-    *affine("encoder.layers.{i}.attention.k_proj", "encoder/layers_{i}/attention/k"),
-    *affine("encoder.layers.{i}.attention.v_proj", "encoder/layers_{i}/attention/v"),
-    *affine("encoder.layers.{i}.attention.out_proj", "encoder/layers_{i}/attention/out"),
+    *affine("encoder.layers.{i}.attention.q_proj", "encoder/layers_{i}/attention/q", int8=True),
+    *affine("encoder.layers.{i}.attention.k_proj", "encoder/layers_{i}/attention/k", int8=True),
+    *affine("encoder.layers.{i}.attention.v_proj", "encoder/layers_{i}/attention/v", int8=True),
+    *affine("encoder.layers.{i}.attention.out_proj", "encoder/layers_{i}/attention/out", int8=True),
     *norm("encoder.layers.{i}.layer_norm", "encoder/layers_{i}/norm"),
-    *affine("encoder.layers.{i}.feed_forward.intermediate_dense", "encoder/layers_{i}/feed_forward/up"),
-    *affine("encoder.layers.{i}.feed_forward.output_dense", "encoder/layers_{i}/feed_forward/down"),
+    *affine("encoder.layers.{i}.feed_forward.intermediate_dense", "encoder/layers_{i}/feed_forward/up", int8=True),
+    *affine("encoder.layers.{i}.feed_forward.output_dense", "encoder/layers_{i}/feed_forward/down", int8=True),
     *norm("encoder.layers.{i}.final_layer_norm", "encoder/layers_{i}/final_norm"),
     *norm("encoder.layers.{i}.adapter_layer.norm", "encoder/layers_{i}/adapter/norm"),
     *affine("encoder.layers.{i}.adapter_layer.linear_1", "encoder/layers_{i}/adapter/down"),
@@ -54,6 +54,7 @@ UNUSED = {
 }
 
 COMMON_HINTS = (
+    (r"unknown .*/kernel_scale", "A model in int8 is for use alone: to save it, load it in another dtype"),
     (r"/layers/", "The layers are stacked: mms_jax.models.trees.unstack_layers takes them apart"),
     (r"encoder[./]layers[._]\d+[./]attention", "Does num_hidden_layers in config.json match the weights?"),
     (r"adapter_layer\.|/adapter/", "Do adapter_attn_dim and num_hidden_layers in config.json match the weights?"),

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mms_jax.pipelines.demo import DEMO_MODEL
-from mms_jax.pipelines.dtypes import DTYPES
+from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES
 
 
 def add_files(parser: argparse.ArgumentParser, *, formats: Sequence[str] = ("text", "json")) -> None:
     """Files, and how they are read and their results printed."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3, any rate and channels")
     parser.add_argument("--format", choices=formats, default="text", help="json: one object a line")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and products (float32)")
+    parser.add_argument("--dtype", choices=WAV2VEC2_DTYPES, default="float32", help="of weights and products (float32)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="most files at a time (8)")
 
 

@@ -2,7 +2,8 @@
 
 Numerics are decided here, once. ``dtype`` is the dtype of matrix-product operands; products accumulate in float32
 and everything between them (norms, softmax, residual stream) is float32, whatever ``dtype`` is. On CPUs with AMX this
-is what makes bfloat16 fast: bfloat16 operands with a bfloat16 result are computed in float32 there.
+is what makes bfloat16 fast: bfloat16 operands with a bfloat16 result are computed in float32 there. Kernels that are
+stored in int8 are multiplied in int8; with ``dtype`` int8 all other products are bfloat16's.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from mms_jax.models.int8 import int8_matmul
 
 TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
 MASKED_SCORE = jnp.finfo(
@@ -65,6 +69,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def operand_dtype(dtype: DTypeLike) -> np.dtype:
+    """What operands of products are taken as, where a kernel is not stored in int8."""
+    return jnp.dtype(jnp.bfloat16 if jnp.dtype(dtype) == jnp.int8 else dtype)
+
+
 def precision_of(dtype: DTypeLike) -> lax.Precision:
     """Float32 means float32: by default GPUs would use TF32 and TPUs bfloat16 for it, and parity would be lost."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
@@ -81,9 +90,8 @@ def einsum(subscripts: str, x: jax.Array, y: jax.Array, *, dtype: DTypeLike) -> 
 
     Every index must be in two of the three terms.
     """
-    if jnp.dtype(dtype) == jnp.float32:
-        return _einsum(subscripts, jnp.float32, x, y)
-    return _narrow_einsum(subscripts, jnp.dtype(dtype), x, y)
+    dtype = operand_dtype(dtype)
+    return (_einsum if dtype == jnp.float32 else _narrow_einsum)(subscripts, dtype, x, y)
 
 
 def _einsum(subscripts: str, dtype: DTypeLike, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -137,6 +145,7 @@ def conv(
 
     Gradients are computed in float32.
     """
+    dtype = operand_dtype(dtype)
     run = functools.partial(_conv, stride=stride, dilation=dilation, padding=padding, groups=groups)
     if jnp.dtype(dtype) == jnp.float32:
         return run(x, kernel, jnp.float32)
@@ -178,7 +187,7 @@ def _conv(
 
 
 class Dense(nn.Module):
-    """Affine map of the last axis: ``x @ kernel + bias``."""
+    """Affine map of the last axis: ``x @ kernel + bias``; an int8 kernel has a ``kernel_scale`` float32 [features]."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -188,7 +197,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         """Apply to ``x`` [..., I]; returns float32 [..., features]."""
-        x = matmul(x, self.param("kernel", self.kernel_init, (x.shape[-1], self.features)), dtype=self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        if kernel.dtype == jnp.int8:
+            x = int8_matmul(x, kernel, self.param("kernel_scale", nn.initializers.ones, (self.features,)))
+        else:
+            x = matmul(x, kernel, dtype=self.dtype)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(jnp.float32)
         return x

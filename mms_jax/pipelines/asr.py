@@ -28,7 +28,7 @@ from mms_jax.pipelines.adapters import AdapterStore
 from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
 from mms_jax.pipelines.batching import MAX_DURATION, is_many
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, Chunking, make_chunking
-from mms_jax.pipelines.dtypes import check_dtype
+from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.lid import LanguageIdentifier
 from mms_jax.pipelines.recognition import Recognition
 from mms_jax.pipelines.recordings import Reader, Recording
@@ -60,7 +60,8 @@ def load_asr(
         language: what to recognise from now on: ISO 639-1/-2/-3 code, English name, the checkpoint's own tag, or
             "auto". None leaves it to each call (a checkpoint of one language needs none).
         dtype: of matrices in memory and of matrix-product operands: "float32", "bfloat16" or "float16". Products
-            accumulate in float32, and everything between them is float32.
+            accumulate in float32, and everything between them is float32. "int8": the layers' linear maps, quantised
+            by output channel, activations by frame; adapters, heads and everything else in bfloat16.
         revision, token, cache_dir, local_files_only: as in huggingface_hub.
         scan_layers: True compiles one layer for all (fast to compile), False unrolls them (1.6x faster in bfloat16 on
             CPU); None chooses for the backend.
@@ -70,7 +71,7 @@ def load_asr(
     Raises:
         CheckpointError: not found, wrong or incomplete; names the file and the tensor. LanguageError: not in it.
     """
-    resolved = check_dtype(dtype)
+    resolved = check_dtype(dtype, WAV2VEC2_DTYPES)
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     Wav2Vec2Config.from_file(require(source, "config.json"))  # first: another architecture has other processor files

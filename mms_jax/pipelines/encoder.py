@@ -20,7 +20,7 @@ from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2Model
 from mms_jax.models.trees import Params
 from mms_jax.pipelines.batching import MAX_DURATION, is_many, not_finite
-from mms_jax.pipelines.dtypes import check_dtype
+from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 
 Depth = int | Literal["all"] | None  # index of a hidden state, from 0; None: the last one after the encoder's norm
@@ -77,7 +77,7 @@ def load_encoder(
     Raises:
         CheckpointError: not found, wrong or incomplete; names the file and the tensor.
     """
-    resolved = check_dtype(dtype)
+    resolved = check_dtype(dtype, WAV2VEC2_DTYPES)
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     checkpoint = load_wav2vec2(source, dtype=resolved, stack_layers=scan)

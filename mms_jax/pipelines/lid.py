@@ -28,7 +28,7 @@ from mms_jax.languages import resolve_language
 from mms_jax.models import Wav2Vec2ForSequenceClassification
 from mms_jax.models.trees import Params, unstack_layers
 from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, has_speech, is_many, not_finite
-from mms_jax.pipelines.dtypes import check_dtype
+from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 from mms_jax.pipelines.settings import check_integer, check_number
 
@@ -84,7 +84,7 @@ def load_lid(
         CheckpointError: not found, wrong or incomplete; names the file and the tensor. ConfigError: config.json, for
             example an ``id2label`` with gaps.
     """
-    resolved = check_dtype(dtype)
+    resolved = check_dtype(dtype, WAV2VEC2_DTYPES)
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     checkpoint = load_classifier(source, dtype=resolved, stack_layers=scan)
