@@ -1,0 +1,149 @@
+"""How long until there is something to see: import, loading a checkpoint, and the first transcript of a process.
+
+    .venv/bin/python -m experiments.benchmarks startup --rounds 5
+
+Every figure is of new processes, in turn, medians. Loading is compared with reading the file's bytes, both with the
+file in the page cache. The first transcript is the program's, from its start to its end, with the demo model, once with
+an empty compilation cache and then with a filled one.
+
+RESULTS
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mms_jax
+from experiments.benchmarks.asr_forward import SIZES, build
+
+CLIP = mms_jax.DEMO_MODEL.parent / "clips" / "eng-1.flac"
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+
+IMPORTS = {
+    "import jax": "import jax",
+    "import mms_jax": "import mms_jax",
+    "from transformers import Wav2Vec2ForCTC": "from transformers import Wav2Vec2ForCTC",
+}
+READ = """
+import io, sys
+with open(sys.argv[1], "rb", buffering=0) as file:
+    memory = memoryview(bytearray(64 << 20))
+    while file.readinto(memory):
+        pass
+"""
+LOAD = """
+import sys, jax
+from mms_jax.checkpoint import load_ctc, open_source
+jax.block_until_ready(load_ctc(open_source(sys.argv[1]), dtype=sys.argv[2]).params)
+"""
+PEER_LOAD = """
+import sys, torch, transformers
+transformers.Wav2Vec2ForCTC.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+"""
+# A process says how long its work took, imports aside, and the most memory it ever had.
+TIMED = """
+import json, pathlib, time
+{imports}
+start = time.perf_counter()
+{work}
+seconds = time.perf_counter() - start
+# Not getrusage's peak: that is the parent's where the parent had more.
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+print(json.dumps([seconds, int(status["VmHWM"].split()[0]) * 1024]))
+"""
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", choices=SIZES, default="1b")
+    options = parser.parse_args()
+    for lines in (imports(options.rounds), loading(options.size, options.rounds), transcripts(options.rounds)):
+        for line in lines:
+            print(line, flush=True)
+
+
+def imports(rounds: int):
+    """Wall time of processes that do nothing else, less that of one which does nothing."""
+    programs = {"": "pass"} | IMPORTS
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            times[name].append(seconds_of([sys.executable, "-c", program]))
+    nothing = statistics.median(times.pop(""))
+    for name, own in times.items():
+        yield f"{name:<42} {statistics.median(own) - nothing:6.2f} s"
+
+
+def loading(size: str, rounds: int):
+    """Loading beside reading the same bytes."""
+    directory = Path(".work") / f"bench-{size}"
+    file = directory / "model.safetensors"
+    if not file.exists():
+        build(directory, SIZES[size])
+    bytes_of_file = file.stat().st_size
+    programs = {
+        "plain read": ("", READ, [str(file)]),
+        **{f"mms_jax, {dtype}": ("import mms_jax, jax", LOAD, [str(directory), dtype]) for dtype in DTYPES},
+        **{
+            f"transformers, {dtype}": ("import transformers, torch", PEER_LOAD, [str(directory), dtype])
+            for dtype in DTYPES[:2]
+        },
+    }
+    answers: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for turn in range(rounds + 1):
+        for name, (first, work, arguments) in programs.items():
+            answer = timed(first, work, arguments)
+            if turn:  # the first fills the page cache
+                answers[name].append(answer)
+    plain = statistics.median(seconds for seconds, _ in answers["plain read"])
+    yield f"loading {size}, {bytes_of_file / 1e9:.2f} GB of float32"
+    for name, own in answers.items():
+        seconds, peak = (statistics.median(values) for values in zip(*own, strict=True))
+        ratios = f"{seconds / plain:5.2f} x the read; peak {peak / bytes_of_file:.2f} x the file"
+        yield f"{name:<42} {seconds:6.2f} s {ratios}"
+
+
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def timed(imports: str, work: str, arguments: list[str]) -> tuple[float, float]:
+    """Seconds and peak bytes, as the process says."""
+    program = TIMED.format(imports=imports, work=work)
+    said = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=os.environ | QUIET, capture_output=True, text=True, check=True
+    )
+    seconds, peak = json.loads(said.stdout.splitlines()[-1])
+    return seconds, peak
+
+
+def transcripts(rounds: int):
+    """The program's first transcript."""
+    command = [sys.executable, "-m", "mms_jax.cli", "transcribe", str(CLIP), "--language", "eng"]
+    cold, warm = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(seconds_of(command, MMS_JAX_CACHE_DIR=cache))
+            warm.append(seconds_of(command, MMS_JAX_CACHE_DIR=cache))
+    yield f"{'mms-jax transcribe, demo: nothing compiled':<42} {statistics.median(cold):6.2f} s"
+    yield f"{'the same again':<42} {statistics.median(warm):6.2f} s"
+
+
+def seconds_of(command: list[str], **environment: str) -> float:
+    """Wall time of a process."""
+    start = time.perf_counter()
+    subprocess.run(command, env=os.environ | QUIET | environment, capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
