@@ -7,7 +7,15 @@ Base, clips, number of steps, batch size, learning rate, schedule and grouping b
 of them is each framework's own. One program, transformers' model clip by clip, evaluates both results on words that no
 training clip holds. Prints the table of the README, and fails if the means differ by more than a point.
 
-RESULTS
+On two cores of an AMD EPYC that other programs were using too (so minutes are not to be compared), transformers 5.23:
+
+    400 steps of 16 clips, learning rate 0.005
+    | seed | transformers: CER | minutes | mms_jax: CER | minutes |
+    |---|---|---|---|---|
+    | 0 | 2.0% | 5.8 | 2.3% | 2.1 |
+    | 1 | 2.2% | 13.9 | 2.2% | 2.5 |
+    | 2 | 2.5% | 3.5 | 2.8% | 1.0 |
+    | mean | 2.2% | 7.7 | 2.4% | 1.9 |
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from jax import lax
 from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from mms_jax.models import Wav2Vec2ForCTC
+from mms_jax.models.layers import fold_weight_norm
+from mms_jax.models.trees import flatten
 from tests.parity import (
     BASE,
     MMS_CONVS,
@@ -266,3 +268,11 @@ def test_products_take_operands_of_the_dtype_and_all_else_is_float32(family, dty
         )
     narrow = {operation.primitive.name for operation in others if operation.outvars[0].aval.dtype == jnp.bfloat16}
     assert narrow <= {"convert_element_type"}
+
+
+def test_a_folded_weight_norm_gives_the_same_logits(loaded, batch):
+    _, config, params = loaded()
+    folded = fold_weight_norm(params)
+    assert not [path for path in flatten(folded) if path.endswith(("kernel_v", "kernel_g"))]
+    whole, quicker = (run_jax(config, tree, *batch).logits for tree in (params, folded))
+    assert relative_error(quicker, whole) <= PARITY

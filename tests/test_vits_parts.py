@@ -17,8 +17,9 @@ from transformers.models.vits import modeling_vits as theirs
 
 from mms_jax.checkpoint.vits import VitsCheckpoint, save_vits
 from mms_jax.config import VitsConfig
+from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import flatten
-from mms_jax.models.vits import Prior, VitsModel, draw, fold_weight_norm
+from mms_jax.models.vits import Prior, VitsModel, draw
 from mms_jax.models.vits.duration_predictor import ConvFlow, ElementwiseAffine
 from mms_jax.models.vits.flow import Flow
 from mms_jax.models.vits.text_encoder import RelativeAttention

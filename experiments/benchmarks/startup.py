@@ -95,7 +95,11 @@ def loading(size: str, rounds: int):
         "plain read": ("", READ, [str(file)]),
         **{f"mms_jax, {dtype}": ("import mms_jax, jax", LOAD, [str(directory), dtype]) for dtype in DTYPES},
         **{
-            f"transformers, {dtype}": ("import transformers, torch", PEER_LOAD, [str(directory), dtype])
+            f"transformers, {dtype}": (
+                "import torch, transformers; transformers.Wav2Vec2ForCTC",
+                PEER_LOAD,
+                [str(directory), dtype],
+            )
             for dtype in DTYPES[:2]
         },
     }

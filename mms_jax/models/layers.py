@@ -9,7 +9,7 @@ stored in int8 are multiplied in int8; with ``dtype`` int8 all other products ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mms_jax.models.int8 import int8_matmul
+from mms_jax.models.trees import Params, flatten, unflatten
 
 TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
 MASKED_SCORE = jnp.finfo(
@@ -260,6 +261,31 @@ def weight_norm(v: Float[Array, "*shape"], g: Float[Array, "*gains"]) -> Float[A
     axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
     v = v.astype(jnp.float32)
     return v * (g.astype(jnp.float32) * lax.rsqrt(jnp.square(v).sum(axes, keepdims=True)))
+
+
+def weight_normed_kernel(module: nn.Module, shape: tuple[int, ...], *, gains: int) -> jax.Array:
+    """A convolution's kernel as its module's ``kernel_v`` and ``kernel_g`` give it, with gains along one axis.
+
+    In a tree from ``fold_weight_norm`` it is the parameter ``kernel``.
+    """
+    init = nn.initializers.lecun_normal()
+    if module.has_variable("params", "kernel"):
+        return module.param("kernel", init, shape)
+    others = tuple(axis for axis in range(len(shape)) if axis != gains)
+    v = module.param("kernel_v", init, shape)
+    g = module.param("kernel_g", lambda _: jnp.linalg.norm(v, axis=others, keepdims=True))
+    return weight_norm(v, g)
+
+
+def fold_weight_norm(params: Mapping[str, Any]) -> Params:
+    """A tree whose weight-normed kernels are computed once, in the dtype they have: for use, not for training."""
+    flat = flatten(params)
+    folded = {path: leaf for path, leaf in flat.items() if not path.endswith(("/kernel_g", "/kernel_v"))}
+    for path, v in flat.items():
+        head, _, name = path.rpartition("/")
+        if name == "kernel_v":
+            folded[f"{head}/kernel"] = weight_norm(v, flat[f"{head}/kernel_g"]).astype(v.dtype)
+    return unflatten(folded)
 
 
 def standardize(x: Float[Array, "*shape"], *, axis: int, eps: float) -> Float[Array, "*shape"]:

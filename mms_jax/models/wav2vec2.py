@@ -28,7 +28,7 @@ from mms_jax.models.layers import (
     einsum,
     of_rows,
     softmax,
-    weight_norm,
+    weight_normed_kernel,
 )
 
 
@@ -89,12 +89,11 @@ class PositionalConv(nn.Module):
         """Position embedding of ``x`` [B, T, D], to be added to it."""
         c = self.config
         width, groups = c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups
-        v = self.param("kernel_v", nn.initializers.lecun_normal(), (width, c.hidden_size // groups, c.hidden_size))
-        g = self.param("kernel_g", lambda _, shape: jnp.linalg.norm(v, axis=(1, 2)).reshape(shape), (width, 1, 1))
+        kernel = weight_normed_kernel(self, (width, c.hidden_size // groups, c.hidden_size), gains=0)
         bias = self.param("bias", nn.initializers.zeros, (c.hidden_size,))
         num_frames = x.shape[1]
         padding = (width // 2, width // 2)
-        x = conv(x, weight_norm(v, g), dtype=self.dtype, padding=padding, groups=groups)[:, :num_frames]
+        x = conv(x, kernel, dtype=self.dtype, padding=padding, groups=groups)[:, :num_frames]
         return ACTIVATIONS[c.feat_extract_activation](x + bias.astype(jnp.float32))
 
 

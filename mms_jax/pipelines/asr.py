@@ -22,6 +22,7 @@ from mms_jax.checkpoint import (
 )
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import LanguageError, SettingError
+from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import split_adapter, stack_layers
 from mms_jax.pipelines.adapted import AdaptedModel
 from mms_jax.pipelines.adapters import AdapterStore
@@ -93,7 +94,8 @@ class SpeechRecognizer(AdaptedModel):
     @cached_property
     def _recognition(self) -> Recognition:
         extractor, dtype, scan_layers = self.feature_extractor, self._dtype, self._scan_layers
-        return Recognition(self._config, self._base, self._bank, extractor, dtype=dtype, scan_layers=scan_layers)
+        base = fold_weight_norm(self._base)
+        return Recognition(self._config, base, self._bank, extractor, dtype=dtype, scan_layers=scan_layers)
 
     def transcribe(
         self,

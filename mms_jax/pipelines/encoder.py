@@ -18,6 +18,7 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError, SettingError
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2Model
+from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import Params
 from mms_jax.pipelines.batching import MAX_DURATION, is_many, not_finite
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
@@ -152,7 +153,7 @@ class SpeechEncoder:
             found = [self._empty(item, depth) for item in items]
             todo = [index for index, item in enumerate(items) if self._num_frames(item)]
             rows = forward_rows(
-                partial(self._jitted, self._params, depth=depth),
+                partial(self._jitted, self._folded, depth=depth),
                 items,
                 todo,
                 config=self._config,
@@ -191,6 +192,10 @@ class SpeechEncoder:
             states=np.zeros((*layers, 0, c.hidden_size), np.float32) if item.error is None else None,
             error=item.error,
         )
+
+    @cached_property
+    def _folded(self) -> Params:
+        return fold_weight_norm(self._params)
 
     @cached_property
     def _jitted(self):

@@ -26,6 +26,7 @@ from mms_jax.errors import AudioError, LanguageError, NumericsError, SettingErro
 from mms_jax.features import FeatureExtractor
 from mms_jax.languages import resolve_language
 from mms_jax.models import Wav2Vec2ForSequenceClassification
+from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import Params, unstack_layers
 from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, has_speech, is_many, not_finite
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
@@ -211,7 +212,7 @@ class LanguageIdentifier:
         check_integer("batch_size", batch_size, 1)
         shapes = list(batch_shapes(self._config, duration=max_duration, batch_size=batch_size))
         for shape in shapes:
-            jax.block_until_ready(self._jitted(self._params, np.zeros(shape, np.float32), np.ones(shape, bool)))
+            jax.block_until_ready(self._jitted(self._folded, np.zeros(shape, np.float32), np.ones(shape, bool)))
         return len(shapes)
 
     def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
@@ -254,13 +255,17 @@ class LanguageIdentifier:
     def _forward(self, items: Sequence[Item], batch_size: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield (index, {"logits": [K], "finite": bool}) of the items without an error."""
         return forward_rows(
-            partial(self._jitted, self._params),
+            partial(self._jitted, self._folded),
             items,
             [index for index, item in enumerate(items) if item.error is None],
             config=self._config,
             feature_extractor=self.feature_extractor,
             batch_size=batch_size,
         )
+
+    @cached_property
+    def _folded(self) -> Params:
+        return fold_weight_norm(self._params)
 
     @cached_property
     def _jitted(self):

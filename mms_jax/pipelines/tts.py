@@ -21,8 +21,9 @@ from mms_jax.checkpoint import load_text_tokenizer, load_vits, open_source, save
 from mms_jax.config import VitsConfig
 from mms_jax.errors import NumericsError, SettingError, TextError
 from mms_jax.features import next_bucket
+from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import Params
-from mms_jax.models.vits import VitsModel, fold_weight_norm, frame_counts, prepare_kernels, receptive_field
+from mms_jax.models.vits import VitsModel, frame_counts, prepare_kernels, receptive_field
 from mms_jax.pipelines.dtypes import check_dtype
 from mms_jax.pipelines.settings import Settings, check_integer, check_number, checked_settings, settings_of_each
 from mms_jax.pipelines.speech import Speech, named

@@ -6,17 +6,13 @@ every layer, and the speaker's embedding added before the gates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import conv, same_padding, weight_norm
-from mms_jax.models.trees import Params, flatten, unflatten
+from mms_jax.models.layers import conv, same_padding, weight_normed_kernel
 
 
 class NormalizedConv(nn.Module):
@@ -31,16 +27,9 @@ class NormalizedConv(nn.Module):
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
         """Apply to ``x`` [B, T, I]; returns float32 [B, T, features]."""
         padding = same_padding(self.kernel_size, dilation=self.dilation)
-        kernel = self._kernel((self.kernel_size, x.shape[-1], self.features))
+        kernel = weight_normed_kernel(self, (self.kernel_size, x.shape[-1], self.features), gains=2)
         x = conv(x, kernel, dtype=self.dtype, dilation=self.dilation, padding=padding)
         return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(jnp.float32)
-
-    def _kernel(self, shape: tuple[int, int, int]) -> Float[Array, "K I O"]:
-        if self.has_variable("params", "kernel"):
-            return self.param("kernel", nn.initializers.lecun_normal(), shape)
-        v = self.param("kernel_v", nn.initializers.lecun_normal(), shape)
-        g = self.param("kernel_g", lambda _, shape: jnp.linalg.norm(v, axis=(0, 1)).reshape(shape), (1, 1, shape[-1]))
-        return weight_norm(v, g)
 
 
 class WaveNet(nn.Module):
@@ -75,14 +64,3 @@ class WaveNet(nn.Module):
             if not is_last:
                 x = jnp.where(valid, x + h[..., :width], 0.0)
         return jnp.where(valid, skips, 0.0)
-
-
-def fold_weight_norm(params: Mapping[str, Any]) -> Params:
-    """A tree whose weight-normed kernels (``kernel_g``, ``kernel_v``) are computed once, for synthesis."""
-    flat = flatten(params)
-    folded = {path: leaf for path, leaf in flat.items() if not path.endswith(("/kernel_g", "/kernel_v"))}
-    for path, v in flat.items():
-        head, _, name = path.rpartition("/")
-        if name == "kernel_v":
-            folded[f"{head}/kernel"] = weight_norm(v, flat[f"{head}/kernel_g"]).astype(v.dtype)
-    return unflatten(folded)
