@@ -15,7 +15,7 @@ from mms_jax.text.vocabulary import CTCVocabulary
 from mms_jax.training.data.clips import ClipRules, decode_audio, stream_clips
 from mms_jax.training.data.corpus import scan
 from mms_jax.training.data.dataset import load_rows
-from mms_jax.training.data.report import Report
+from mms_jax.training.data.report import NAMES_KEPT, Report, UnusableError
 from mms_jax.training.data.streams import stream_rows
 
 LETTERS = {
@@ -76,8 +76,8 @@ def test_clips_are_dropped_for_exactly_these_reasons(table):
         title="the clips",
     )
     dropped = {
-        reason: sorted(int(re.findall(r"row (\d+)", name)[0]) for name in names)
-        for reason, names in corpus.report.dropped.items()
+        reason: sorted(int(re.findall(r"row (\d+)", name)[0]) for name in drops.names)
+        for reason, drops in corpus.report.dropped.items()
     }
     assert dropped == {
         "undecodable": [1, 2, 3, 4],
@@ -110,7 +110,7 @@ def test_a_clip_is_feasible_from_exactly_as_many_frames_as_ctc_needs(table, text
 
 def test_a_clip_of_one_frame_is_not_too_short_but_too_short_for_any_text(table):
     corpus = scan(table((encode(noise(399)), "x"), (encode(noise(400)), "x"), (SECOND, "x")), rules=rules())
-    assert {reason: len(names) for reason, names in corpus.report.dropped.items()} == {"too short": 1, "infeasible": 1}
+    assert corpus.report.num_dropped_by_reason == {"too short": 1, "infeasible": 1}
 
 
 def test_durations_at_the_limits_are_kept(table):
@@ -197,10 +197,7 @@ def test_stated_lengths_are_believed_and_only_few_clips_decoded(table, tmp_path)
         (tmp_path / name).unlink()
     corpus = scan(rows, rules=rules())
     assert corpus.num_samples.tolist() == [RATE] * 18
-    assert {reason: len(names) for reason, names in corpus.report.dropped.items()} == {
-        "too long": 1,
-        "unknown length": 1,
-    }
+    assert corpus.report.num_dropped_by_reason == {"too long": 1, "unknown length": 1}
     with pytest.raises(DatasetError, match=r"row 3 .*cannot be decoded"):
         corpus.waveform(3)
     for path in tmp_path.glob("*.wav"):
@@ -310,3 +307,22 @@ def test_a_stream_without_a_usable_clip_ends_with_the_report(tmp_path):
         list(stream_clips(stream_rows(str(path), split="train"), rules=rules(), report=Report()))
     rest = stream_rows(str(path), split="train").skip(1)
     assert list(stream_clips(rest, rules=rules(), report=Report(), is_whole=False)) == []
+
+
+def test_a_report_keeps_few_names_of_many_clips_that_were_dropped():
+    report = Report()
+    for index in range(10 * NAMES_KEPT):
+        report.drop(f"{index}.wav", UnusableError("too long", "over 1 s"))
+    assert report.dropped["too long"].names == [f"{index}.wav" for index in range(NAMES_KEPT)]
+    assert report.num_dropped_by_reason == {"too long": 10 * NAMES_KEPT}
+    assert f"and {10 * NAMES_KEPT - 3:,} more" in str(report)
+
+
+def test_what_a_stream_drops_is_counted_as_far_as_its_clips_came(tmp_path):
+    """Texts are read ahead of the audio; a job that goes on from a clip reads, and counts, all behind it again."""
+    names = write_clips(tmp_path, sizes=[800] * 40)
+    path = write_table(tmp_path / "clips.jsonl", {"audio": names, "text": ["a", ""] * 20})
+    report = Report()
+    for count, _ in enumerate(stream_clips(stream_rows(str(path), split="train"), rules=rules(), report=report)):
+        assert report.num_dropped == count
+    assert report.num_dropped == 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,19 @@ class CorpusFeed:
         return {}
 
 
+class AskedToEnd(Exception):  # noqa: N818 - no error
+    """A stream was left in the middle, because the job was asked to end."""
+
+
 class StreamFeed:
     """The next steps' clips, in the order of a shuffled stream that begins anew at its end.
 
     How many rows were read is known for every step, so training resumes with the very next row, as long as the data
-    did not change. The rows of the shuffling buffer are read again then, not decoded.
+    did not change. The rows of the shuffling buffer are read again then, not decoded. The report is of the first time
+    through the stream: after that, every clip has been counted.
     """
+
+    asked: Callable[[], bool] = staticmethod(lambda: False)  # whether to end, though much may be left to read
 
     def __init__(
         self,
@@ -70,27 +77,35 @@ class StreamFeed:
         buffer_size: int,
         seed: int,
         num_workers: int | None = None,
-        start: dict[str, int] | None = None,
+        start: dict[str, Any] | None = None,
         first_step: int = 0,
     ):
-        self._stream = stream
-        self._clips = functools.partial(stream_clips, rules=rules, report=report, num_workers=num_workers)
+        self._stream = stream.watched(self._check)
+        self._clips = functools.partial(stream_clips, rules=rules, num_workers=num_workers, source=stream.description)
+        self._report = report
         self._batch_size = batch_size
         self._shuffle: dict[str, int] = {"buffer_size": buffer_size, "seed": seed}
-        self._start = start or {"epoch": 0, "rows": 0, "clips": 0, "samples": 0}
+        self._start = start or {"epoch": 0, "rows": 0, "clips": 0, "samples": 0, "dropped": {}}
+        report.go_on(self._start["dropped"])
         self._next = first_step
         self._positions = {first_step: self._start}  # before a step
         self._held: dict[int, list[Item]] = {}
         self._iterator = self._run()
 
     def take(self, step: int) -> Sequence[Item]:
-        """The clips of an update: the next one, or one of the last few."""
+        """The clips of an update: the next one, or one of the last few.
+
+        Raises:
+            DatasetError: the stream has no usable clip, or cannot be read. AskedToEnd: see ``asked``.
+        """
         while self._next <= step:
             self._read()
         return self._held[step]
 
-    def position(self, step: int) -> dict[str, int]:
-        """Where the stream is when ``step`` updates are done, and how many clips and samples they had."""
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the stream is when ``step`` updates are done, how many clips and samples they had, and what of it was
+        dropped, by reason, until then.
+        """
         while self._next < step:
             self._read()
         return self._positions[step]
@@ -103,15 +118,22 @@ class StreamFeed:
         for old in [step for step in self._held if step < self._next - STEPS_HELD]:
             del self._held[old], self._positions[old]
 
-    def _run(self) -> Iterator[tuple[Clip, dict[str, int]]]:
+    def _check(self) -> None:
+        if self.asked():
+            raise AskedToEnd
+
+    def _run(self) -> Iterator[tuple[Clip, dict[str, Any]]]:
         """Clips without end, and the position behind each."""
         epoch, skipped, clips, samples = (self._start[name] for name in ("epoch", "rows", "clips", "samples"))
         while True:
             places: deque[tuple[str, int]] = deque()
             rows = self._stream.shuffled(**self._shuffle, epoch=epoch).skip(skipped)
-            for clip in self._clips(_numbered(rows, places, skipped), is_whole=skipped == 0):
+            report = Report(f"{self._report.title}, pass {epoch + 1}") if epoch else self._report
+            for clip in self._clips(_numbered(rows, places, skipped), report=report, is_whole=skipped == 0):
                 clips, samples = clips + 1, samples + len(clip.waveform)
-                yield clip, {"epoch": epoch, "rows": _place_of(clip, places) + 1, "clips": clips, "samples": samples}
+                rows_read, dropped = _place_of(clip, places) + 1, self._report.num_dropped_by_reason
+                counts = {"clips": clips, "samples": samples, "dropped": dropped}
+                yield clip, {"epoch": epoch, "rows": rows_read, **counts}
             epoch, skipped = epoch + 1, 0
 
 

@@ -22,6 +22,7 @@ from mms_jax.models.trees import Params
 from mms_jax.parallel import shard_rows
 from mms_jax.training.batches import BatchMaker, Feed, Prepared
 from mms_jax.training.evaluation import EvalSet, evaluate
+from mms_jax.training.feeds import AskedToEnd, StreamFeed
 from mms_jax.training.metrics import Averages, BlankMonitor, EvalResult
 from mms_jax.training.prefetch import prefetched
 from mms_jax.training.state import Optimizer, TrainState
@@ -193,6 +194,10 @@ class Trainer:
         """
         self._hooks = hooks
         with _sigterm() as asked:
+            for slot in self.slots:
+                # With several processes a step is what all of them take, or none: only there they agree to end.
+                if isinstance(slot.feed, StreamFeed) and jax.process_count() == 1:
+                    slot.feed.asked = asked
             if self.eval_on_start and self.step == 0:
                 self._evaluate(self._evaluated())
             while self.active(self.step):
@@ -216,14 +221,21 @@ class Trainer:
                 self._after_step(interrupted)
                 if any(slot.stopped != before for slot, before in zip(self.slots, stopped, strict=True)):
                     return
+        self._settle()
+        if self.active(self.step):  # it was asked to end while it waited for its data
+            self._hooks.save()
+            raise Interrupted(self.step)
 
     def _steps(self, start: int) -> Iterator[list[Pass]]:
-        """The data of every step from ``start`` on."""
+        """The data of every step from ``start`` on, until a stream is left."""
         for step in range(start, self.total_steps):
-            active = self.active(step)
-            if not active:
+            try:
+                passes = [self._pass(step, group) for group in self._groups(self.active(step))]
+            except AskedToEnd:
                 return
-            yield [self._pass(step, group) for group in self._groups(active)]
+            if not passes:
+                return
+            yield passes
 
     def _groups(self, active: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """Active slots in groups of 1, 2, 4 … ``slots_per_pass``: every size is compiled for every length."""

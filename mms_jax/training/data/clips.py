@@ -128,32 +128,40 @@ def stream_clips(
     rules: ClipRules,
     report: Report,
     num_workers: int | None = None,
+    source: str | None = None,
     is_whole: bool = True,
 ) -> Iterator[Clip]:
     """The usable clips of a stream, in its order, decoded by threads a little ahead; ``report`` counts as they go.
 
-    Raises ``DatasetError``, with the report, at the end if there was no usable clip in what it counted, unless the
-    stream is only the rest of one (not ``is_whole``); and for characters that the vocabulary has not, if it has no
-    token for such either.
+    What the report says of clips dropped is of those before the clip that came last, and none behind it. ``source`` is
+    what the error calls the data set. Raises ``DatasetError``, with the report, at the end if the stream had no usable
+    clip, unless it is only the rest of one (not ``is_whole``); and for characters that the vocabulary has not, if it
+    has no token for such either.
     """
     report.unknown_become = rules.unknown_token
+    is_empty = True
 
-    def decode(job: _Job) -> tuple[str, Clip | UnusableError]:
+    def decode(job: tuple[str, _Job | UnusableError]) -> tuple[str, Clip | UnusableError]:
+        name, found = job
+        if isinstance(found, UnusableError):
+            return name, found
         try:
-            waveform = rules.decode(job.row.audio)
-            rules.check(len(waveform), job.labels)
+            waveform = rules.decode(found.row.audio)
+            rules.check(len(waveform), found.labels)
         except UnusableError as why:
-            return job.row.name, why
-        return job.row.name, Clip(waveform, job.labels, job.text, job.row.name)
+            return name, why
+        return name, Clip(waveform, found.labels, found.text, name)
 
     for name, found in ordered(decode, _jobs(stream, rules, report), num_workers=num_workers):
         if isinstance(found, UnusableError):
             report.drop(name, found)
             continue
+        is_empty = False
         report.keep(len(found.waveform) / SAMPLING_RATE)
         yield found
-    if is_whole and not report.clips:
-        raise DatasetError(f"no clip can be used\n{report}")
+    if is_whole and is_empty:
+        named = "" if source is None else f"data set {source}: "
+        raise DatasetError(f"{named}no clip can be used\n{report}")
 
 
 class _Job(NamedTuple):
@@ -162,18 +170,18 @@ class _Job(NamedTuple):
     labels: np.ndarray
 
 
-def _jobs(stream: Iterable[Row], rules: ClipRules, report: Report) -> Iterator[_Job]:
-    """The rows whose text is usable, to be decoded."""
+def _jobs(stream: Iterable[Row], rules: ClipRules, report: Report) -> Iterator[tuple[str, _Job | UnusableError]]:
+    """The names of rows, with what is to be decoded or why their text is not usable."""
     encoder = TranscriptEncoder(rules.vocabulary, head_size=rules.head_size, unknown=report.unknown)
     for row in stream:
         try:
             text, labels = rules.encode(row.text, encoder)
         except UnusableError as why:
-            report.drop(row.name, why)
+            yield row.name, why
             continue
         encoder.check()
         if labels is not None:
-            yield _Job(row, text, labels)
+            yield row.name, _Job(row, text, labels)
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], *, num_workers: int | None) -> Iterator[R]:

@@ -2,15 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mms_jax.training.data.transcripts import show_characters
 
-__all__ = ["REASONS", "Report", "UnusableError"]
+__all__ = ["REASONS", "Drops", "Report", "UnusableError"]
 
-NAMES_SHOWN = 3
+CAUSES_SHOWN = 3
+NAMES_KEPT = 100  # of a reason: a stream may have millions of such clips
 CAUSE_CHARS = 200
 
 REASONS = {  # why a clip is dropped: what can be done about it
@@ -34,11 +35,22 @@ class UnusableError(Exception):
 
 
 @dataclass
-class Report:
-    """Counts of clips kept and dropped; ``str`` of it is what a user reads.
+class Drops:
+    """Clips dropped for one reason: ``len`` says how many, ``names`` and ``causes`` tell of the first ones only."""
 
-    ``dropped`` are the names of the clips dropped, by reason; ``causes`` says more of the first few; ``unknown`` counts
-    characters that the vocabulary has not.
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass
+class Report:
+    """Counts of clips kept and dropped, by reason; ``str`` of it is what a user reads.
+
+    ``unknown`` counts characters that the vocabulary has not.
     """
 
     title: str = "data"
@@ -46,8 +58,7 @@ class Report:
     seconds: float = 0.0
     shortest: float = math.inf
     longest: float = 0.0
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    causes: dict[str, list[str]] = field(default_factory=dict)
+    dropped: dict[str, Drops] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
     unknown_become: str | None = None
 
@@ -69,16 +80,27 @@ class Report:
 
     def drop(self, name: str, why: UnusableError) -> None:
         """Count a clip that is dropped."""
-        self.dropped.setdefault(why.reason, []).append(name)
-        causes = self.causes.setdefault(why.reason, [])
-        if len(causes) < NAMES_SHOWN:
+        drops = self.dropped.setdefault(why.reason, Drops())
+        drops.count += 1
+        if len(drops.names) < NAMES_KEPT:
+            drops.names.append(name)
+        if len(drops.causes) < CAUSES_SHOWN:
             # the messages of audio begin with the file
-            causes.append(why.cause if name in why.cause else f"{name}: {why.cause}")
+            drops.causes.append(why.cause if name in why.cause else f"{name}: {why.cause}")
+
+    @property
+    def num_dropped_by_reason(self) -> dict[str, int]:
+        """Clips dropped, by reason."""
+        return {reason: len(drops) for reason, drops in self.dropped.items()}
+
+    def go_on(self, dropped: Mapping[str, int]) -> None:
+        """Go on from the numbers of clips that another report had dropped."""
+        self.dropped = {reason: Drops(count) for reason, count in dropped.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, ready for JSON."""
-        dropped = {reason: len(names) for reason, names in self.dropped.items()}
-        return {"clips": self.clips, "hours": self.hours, "dropped": dropped, "unknown_characters": dict(self.unknown)}
+        counts = {"clips": self.clips, "hours": self.hours, "dropped": self.num_dropped_by_reason}
+        return counts | {"unknown_characters": dict(self.unknown)}
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -86,11 +108,11 @@ class Report:
     def _lines(self) -> Iterator[str]:
         total = self.clips + self.num_dropped
         yield f"{self.title}: {self.clips:,} of {total:,} clips, {self._duration()}"
-        for reason, names in sorted(self.dropped.items(), key=lambda item: -len(item[1])):
-            yield f"  {len(names):>8,}  {reason}: {REASONS[reason]}"
-            yield from (f"{'':12}{cause}" for cause in self.causes[reason])
-            if len(names) > NAMES_SHOWN:
-                yield f"{'':12}and {len(names) - NAMES_SHOWN:,} more"
+        for reason, drops in sorted(self.dropped.items(), key=lambda item: -len(item[1])):
+            yield f"  {len(drops):>8,}  {reason}: {REASONS[reason]}"
+            yield from (f"{'':12}{cause}" for cause in drops.causes)
+            if len(drops) > len(drops.causes):
+                yield f"{'':12}and {len(drops) - len(drops.causes):,} more"
         if self.unknown:
             become = f" (become {self.unknown_become})" if self.unknown_become else ""
             yield f"  characters outside the vocabulary{become}: {show_characters(self.unknown)}"

@@ -69,6 +69,10 @@ class RowStream:
         """Only the first ``count`` rows, of the order that this stream has; shuffling comes after."""
         return RowStream((lambda: islice(iter(self), count),), self.description)
 
+    def watched(self, check: Callable[[], None]) -> "RowStream":
+        """The same rows; ``check``, which may raise, is called for each that is read, even where it is skipped."""
+        return replace(self, units=tuple(partial(_watched, unit, check) for unit in self.units))
+
     def _shuffled(self) -> Iterator[Row]:
         rng = np.random.default_rng([self.seed, self.epoch])
         units = [self.units[index] for index in np.argsort(rng.random(len(self.units)))]
@@ -82,6 +86,12 @@ class RowStream:
             buffer[place] = row
         for place in np.argsort(rng.random(len(buffer))):
             yield buffer[place]
+
+
+def _watched(unit: Unit, check: Callable[[], None]) -> Iterator[Row]:
+    for row in unit():
+        check()
+        yield row
 
 
 def stream_rows(
