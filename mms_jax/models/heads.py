@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.models.layers import Dense, of_rows
+from mms_jax.models.layers import Dense, Dropout, of_rows
 from mms_jax.models.wav2vec2 import Wav2Vec2Model
 
 
@@ -59,7 +59,9 @@ class Wav2Vec2ForCTC(nn.Module):
             deterministic=deterministic,
             output_hidden_states=output_hidden_states,
         )
-        x = nn.Dropout(self.config.final_dropout)(encoded.last_hidden_state, deterministic=deterministic)
+        x = Dropout(self.config.final_dropout, self.num_adapters)(
+            encoded.last_hidden_state, deterministic=deterministic
+        )
         head = of_rows(Dense, self.num_adapters)
         logits = head(self.config.vocab_size, self.dtype, nn.initializers.normal(0.02), name="lm_head")(x)
         return CTCOutput(logits, encoded.frame_mask, encoded.last_hidden_state, encoded.hidden_states)

@@ -229,6 +229,34 @@ def of_rows(module: Callable[..., nn.Module], sets: int | None) -> Callable[...,
     return make
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) of hidden states or attention's weights.
+
+    What is dropped depends on the key, a row's place among the rows of its set and the frames alone: neither on how far
+    the batch is padded nor on the other ``sets`` of rows, which drop the same. So a language's training is what it
+    would be alone.
+    """
+
+    rate: float
+    sets: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *middle S D"], *, deterministic: bool) -> Float[Array, "B *middle S D"]:
+        """Apply to ``x`` [B, T, D] or [B, N, T, S]; needs an rng named "dropout" unless ``deterministic``."""
+        if deterministic or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        sets, num_frames = self.sets or 1, x.shape[-2]
+        keys = jax.vmap(functools.partial(jax.random.fold_in, self.make_rng("dropout")))(jnp.arange(num_frames))
+        # With a key for each frame, and of weights those of the other frames first, more frames only add draws.
+        others = (*x.shape[1:-2], x.shape[0] // sets)
+        others = (x.shape[-1], *others) if x.ndim == 4 else (*others, x.shape[-1])
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, others))(keys)
+        keep = keep.transpose(3, 2, 0, 1) if x.ndim == 4 else keep.transpose(1, 0, 2)
+        return jnp.where(jnp.concatenate([keep] * sets), x / (1 - self.rate), 0)
+
+
 def same_padding(kernel_size: int, *, dilation: int = 1) -> tuple[int, int]:
     """Zeros before and behind that keep a convolution's length; an even kernel has one more behind."""
     total = (kernel_size - 1) * dilation

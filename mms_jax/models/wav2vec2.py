@@ -23,6 +23,7 @@ from mms_jax.models.layers import (
     ChannelNorm,
     Conv,
     Dense,
+    Dropout,
     LayerNorm,
     conv,
     einsum,
@@ -66,13 +67,14 @@ class FeatureProjection(nn.Module):
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
+    num_adapters: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], *, deterministic: bool) -> Float[Array, "B T D"]:
         """Features [B, T, C] to [B, T, D]."""
         x = LayerNorm(eps=self.config.layer_norm_eps, name="norm")(x)
         x = Dense(self.config.hidden_size, self.dtype, name="projection")(x)
-        return nn.Dropout(self.config.feat_proj_dropout)(x, deterministic=deterministic)
+        return Dropout(self.config.feat_proj_dropout, self.num_adapters)(x, deterministic=deterministic)
 
 
 class PositionalConv(nn.Module):
@@ -102,6 +104,7 @@ class Attention(nn.Module):
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
+    num_adapters: int | None = None
 
     @nn.compact
     def __call__(
@@ -118,7 +121,7 @@ class Attention(nn.Module):
         scores = einsum("btnh,bsnh->bnts", query, key, dtype=self.dtype)
         scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
         weights = softmax(scores)
-        weights = nn.Dropout(c.attention_dropout)(weights, deterministic=deterministic)
+        weights = Dropout(c.attention_dropout, self.num_adapters)(weights, deterministic=deterministic)
         context = einsum("bnts,bsnh->bnth", weights, value, dtype=self.dtype)
         # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs
         context = jnp.concatenate([context[:, n] for n in range(c.num_attention_heads)], axis=-1)
@@ -130,16 +133,16 @@ class FeedForward(nn.Module):
 
     config: Wav2Vec2Config
     dtype: DTypeLike = jnp.float32
+    num_adapters: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, deterministic: bool) -> Float[Array, "B T D"]:
         """Apply to every frame of ``x`` [B, T, D]; same shape."""
         c = self.config
         h = ACTIVATIONS[c.hidden_act](Dense(c.intermediate_size, self.dtype, name="up")(x))
-        h = nn.Dropout(c.activation_dropout)(h, deterministic=deterministic)
-        return nn.Dropout(c.hidden_dropout)(
-            Dense(c.hidden_size, self.dtype, name="down")(h), deterministic=deterministic
-        )
+        h = Dropout(c.activation_dropout, self.num_adapters)(h, deterministic=deterministic)
+        h = Dense(c.hidden_size, self.dtype, name="down")(h)
+        return Dropout(c.hidden_dropout, self.num_adapters)(h, deterministic=deterministic)
 
 
 class Adapter(nn.Module):
@@ -181,11 +184,11 @@ class Layer(nn.Module):
         c, deterministic = self.config, self.deterministic
         norm = LayerNorm(eps=c.layer_norm_eps, name="norm")
         final_norm = LayerNorm(eps=c.layer_norm_eps, name="final_norm")
-        attention = Attention(c, self.dtype, name="attention")
-        feed_forward = FeedForward(c, self.dtype, name="feed_forward")
-        dropout = nn.Dropout(c.hidden_dropout, deterministic=deterministic)
+        attention = Attention(c, self.dtype, self.num_adapters, name="attention")
+        feed_forward = FeedForward(c, self.dtype, self.num_adapters, name="feed_forward")
+        dropout = Dropout(c.hidden_dropout, self.num_adapters)
         h = norm(x) if c.do_stable_layer_norm else x
-        h = x + dropout(attention(h, frame_mask, deterministic=deterministic))
+        h = x + dropout(attention(h, frame_mask, deterministic=deterministic), deterministic=deterministic)
         if c.do_stable_layer_norm:
             h = h + feed_forward(final_norm(h), deterministic=deterministic)
             if c.has_adapters:
@@ -223,7 +226,7 @@ class Encoder(nn.Module):
         x = x + PositionalConv(c, self.dtype, name="pos_conv")(x)
         norm = LayerNorm(eps=c.layer_norm_eps, name="norm")
         x = x if c.do_stable_layer_norm else norm(x)
-        x = nn.Dropout(c.hidden_dropout)(x, deterministic=deterministic)
+        x = Dropout(c.hidden_dropout, self.num_adapters)(x, deterministic=deterministic)
         layer = functools.partial(self._layer(), c, self.dtype, self.num_adapters, deterministic)
         if self.scan_layers:
             last, outputs = layer(name="layers")(x, frame_mask, layer_keep)
@@ -293,7 +296,9 @@ class Wav2Vec2Model(nn.Module):
             raise ValueError(f"{input_values.shape[-1]} samples give no frame; pad to at least {c.min_samples}")
         x = FeatureExtractor(c, self.dtype, name="feature_extractor")(input_values)
         frame_mask = _frame_mask(c, attention_mask, x.shape[:2])
-        x = FeatureProjection(c, self.dtype, name="feature_projection")(x, deterministic=deterministic)
+        x = FeatureProjection(c, self.dtype, self.num_adapters, name="feature_projection")(
+            x, deterministic=deterministic
+        )
         if mask_time_indices is not None or (self.is_initializing() and c.has_spec_embed):
             embed = self.param("masked_spec_embed", nn.initializers.uniform(1.0), (c.hidden_size,))
             if mask_time_indices is not None:
