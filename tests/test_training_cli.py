@@ -77,7 +77,7 @@ def test_unknown_and_abbreviated_flags_are_errors(words, data, tmp_path):
     code, said = run(words, **settings(data, tmp_path / "out"))
     assert code == 2
     usage, error = said.splitlines()
-    assert usage.startswith("usage: mms-jax")
+    assert usage.startswith("usage: mms-jax train ")
     assert words[0] in error
     assert not (tmp_path / "out").exists()
 
@@ -113,6 +113,21 @@ STREAM = {"streaming": True, "tokenizer_name_or_path": turkish_tokenizer, "targe
             {"target_language": ["a", "b", "c"], "dataset_name": ["x", "y"]},
             "--dataset_name has 2 values for 3 language(s)",
         ),
+        (
+            {"target_language": ["tur", "swe"]},
+            "is given for 2 languages, each of which would train on all of its clips: say with --language_column_name",
+        ),
+        (
+            {"do_eval": True, "eval_split_name": "validation"},
+            "validation is evaluated and trained on: give --train_split_name train\n",
+        ),
+        ({"do_eval": True, "train_split_name": "train+all"}, "all is evaluated and trained on"),
+        (
+            {"do_eval": True, "train_split_name": "test[:9]", "eval_split_name": "test"},
+            "test[:9] is evaluated and trained on: give slices",
+        ),
+        ({"max_steps": 0}, "--max_steps is 0; it must be at least 1"),
+        ({"max_steps": -2}, "--max_steps is -2; it must be at least 1"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0; it must be at least 1"),
         ({"seed": -1}, "--seed is -1; it must be in 0"),
         ({"adam_beta2": 1}, "--adam_beta2 is 1.0; it must be in 0 … below 1"),
@@ -227,9 +242,12 @@ def test_what_cannot_be_evaluated_is_refused(model, needed, data, tmp_path):
 
 def test_a_language_without_an_adapter_is_left_out_of_an_evaluation(data, tmp_path):
     flags = {"model_name_or_path": mms(), "dataset_name": data, "text_column_name": "sentence", "do_eval": True}
+    flags["dataset_name"] = [data, data]
     code, said = run(**flags, target_language=["fra", "tur"], output_dir=tmp_path / "out")
     assert code == 1
     assert "error: tur: 'tur' has no adapter.tur.safetensors" in said
+    assert "--model_name_or_path must be the directory that holds the language's adapter" in said
+    assert f"wrote {tmp_path / 'out' / 'eval_results.json'}" in said
     assert list(json.loads((tmp_path / "out" / "eval_results.json").read_text())) == ["fra"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import sys
@@ -24,6 +25,8 @@ from mms_jax.pipelines.demo import run_demo
 from mms_jax.pipelines.info import describe, model_languages
 
 _WITHOUT_MODEL = ("info", "languages")  # commands that compute nothing, so compile nothing
+
+_ALIKE = 0.7  # how much of a misspelt flag must be that of another one to ask whether it was meant
 
 _EXAMPLES = """examples:
   mms-jax demo
@@ -67,15 +70,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Command(argparse.ArgumentParser):
-    """Options by their whole names: --language is not short for --languages."""
+    """Options by their whole names: --language is not short for --languages. What is none, the command itself says."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] - whose overloads say no more than this
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does, but unknown options are an error of this command, not of the whole program."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            self._check_flag(word.partition("=")[0])
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; see {self.prog} --help")
+        return found, unknown
+
+    def _check_flag(self, name: str) -> None:
+        """Before the rest is parsed: a flag that is misspelt may be missed there as one that is required."""
+        if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+            names = [option.lstrip("-") for option in self._option_string_actions]
+            near = difflib.get_close_matches(name.lstrip("-"), names, n=1, cutoff=_ALIKE)
+            question = f" (did you mean --{near[0]}?)" if near else ""
+            self.error(f"there is no {name}{question}; see {self.prog} --help")
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Command(
+    parser = argparse.ArgumentParser(
         prog="mms-jax",
+        allow_abbrev=False,
         description="Meta's MMS speech models in JAX.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

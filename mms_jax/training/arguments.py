@@ -1,7 +1,7 @@
 """The settings of a training job, under the names that transformers' example scripts give them.
 
-``TrainingArguments`` holds them, ``add_arguments`` makes a command line of them. What those scripts know and this one
-does not is no option here: an option that does nothing would promise something.
+``TrainingArguments`` holds them; the command line is made of its fields, in ``cli/train.py``. What those scripts know
+and this one does not is no option here: an option that does nothing would promise something.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class TrainingArguments:
         None, "take the vocabulary from there instead of making one", group=_MODEL
     )
     target_language: tuple[str, ...] = _option(
-        (), "tags of the languages whose adapters to train; none: train the whole model", group=_MODEL
+        (),
+        "tags of the languages whose adapters to train, taken literally; none: train the whole model",
+        group=_MODEL,
     )
     init_language: str | None = _option(
         None, "start new adapters from this language's of the checkpoint instead of afresh", group=_MODEL
@@ -51,7 +53,7 @@ class TrainingArguments:
     )
     freeze_feature_encoder: bool = _option(True, "do not train the convolutions (whole models only)", group=_MODEL)
     attention_dropout: float | None = _option(
-        None, "of attention weights; default: the checkpoint's, as for those below", group=_MODEL
+        None, "of attention weights; default here and below: 0 for whole models, for adapters the checkpoint's", group=_MODEL
     )
     activation_dropout: float | None = _option(None, "within feed-forward blocks", group=_MODEL)
     hidden_dropout: float | None = _option(None, "behind attention and feed-forward blocks", group=_MODEL)
@@ -72,7 +74,10 @@ class TrainingArguments:
 
     # data
     dataset_name: tuple[str, ...] = _option(
-        (), "hub data set, folder or file; one for all languages or one each", group=_DATA, required=True
+        (),
+        "hub data set, folder or file; one each, or one for all with a configuration each or --language_column_name",
+        group=_DATA,
+        required=True,
     )
     dataset_config_name: tuple[str, ...] = _option((), "its configuration; one for all or one each", group=_DATA)
     train_split_name: str = _option("train+validation", "such as train, train+validation, train[:1000]", group=_DATA)
@@ -144,11 +149,18 @@ class TrainingArguments:
     load_best_model_at_end: bool = _option(
         False, "the result is the best evaluated model, not the last", group=_TRAINING
     )
-    metric_for_best_model: str = _option("wer", "the lower the better", choices=("loss", "wer", "cer"), group=_TRAINING)
+    metric_for_best_model: str = _option(
+        "loss", "of the evaluation, the lower the better", choices=("loss", "wer", "cer"), group=_TRAINING
+    )
 
     # output
     output_dir: str = _option("", "where everything is written", group=_OUTPUT, required=True)
-    overwrite_output_dir: bool = _option(False, "start anew in a directory that is not empty", group=_OUTPUT)
+    overwrite_output_dir: bool = _option(
+        False,
+        "start anew: replaces this job's checkpoints and the adapters of its languages (or the model); stays away from "
+        "other languages' adapters and all other files, and keeps earlier logs under a number",
+        group=_OUTPUT,
+    )
     logging_steps: int = _option(10, "updates between lines of the log (the scripts: 500)", group=_OUTPUT)
     save_strategy: str = _option(
         "steps", "when to keep the state, beside the end", choices=("no", "steps", "epoch"), group=_OUTPUT
@@ -202,12 +214,22 @@ class TrainingArguments:
                 yield name, f"is {value}; it must be {what}"
         if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
             yield "num_train_epochs", f"is {self.num_train_epochs}; it must be over 0"
+        if self.max_steps != -1 and self.max_steps < 1:
+            yield "max_steps", f"is {self.max_steps}; it must be at least 1, or -1 to train --num_train_epochs"
         yield from self._contradictions()
         languages = max(1, len(self.target_language))
         for name, numbers in (("dataset_name", {1, languages}), ("dataset_config_name", {0, 1, languages})):
             count = len(getattr(self, name))
             if count not in numbers:
                 yield name, f"has {count} values for {languages} language(s); give one, or one for each"
+        apart = self.language_column_name or len(self.dataset_name) > 1 or len(self.dataset_config_name) > 1
+        if languages > 1 and not apart:
+            yield (
+                "dataset_name",
+                f"{' '.join(self.dataset_name)} is given for {languages} languages, each of which would train on "
+                "all of its clips: say with --language_column_name which row is of which, or give one "
+                "--dataset_name (or --dataset_config_name) for each language",
+            )
 
     def _contradictions(self) -> typing.Iterator[tuple[str, str]]:
         """Settings that do not go together."""
@@ -230,6 +252,10 @@ class TrainingArguments:
             yield "max_duration_in_seconds", f"is {self.max_duration_in_seconds}; it must be over the least duration"
         if self.eval_strategy != "no" and not self.do_eval:
             yield "eval_strategy", f"is {self.eval_strategy}, but --do_eval is not given"
+        if self.do_train and self.do_eval and (shared := _shared_splits(self.train_split_name, self.eval_split_name)):
+            rest = [part for part in _parts(self.train_split_name) if part not in shared]
+            remedy = f"--train_split_name {'+'.join(rest)}" if rest else "slices, such as train[:90%] and train[90%:]"
+            yield "eval_split_name", f"{'+'.join(shared)} is evaluated and trained on: give {remedy}"
         if self.load_best_model_at_end and self.eval_strategy == "no":
             yield "load_best_model_at_end", "needs --eval_strategy (steps or epoch): else there is only the last"
 
@@ -237,6 +263,24 @@ class TrainingArguments:
     def dtype(self) -> str:
         """Of matrix products."""
         return "float16" if self.fp16 else "bfloat16" if self.bf16 else "float32"
+
+
+def _parts(splits: str) -> list[str]:
+    return [part.strip() for part in splits.split("+")]
+
+
+def _shared_splits(train: str, evaluated: str) -> list[str]:
+    """Parts of the training splits that are evaluated, too; what two slices have in common their names do not say."""
+    others = _parts(evaluated)
+    return [
+        one
+        for one in _parts(train)
+        if one in others
+        or any("all" in (one, other) for other in others)
+        or any(
+            one.partition("[")[0] == other.partition("[")[0] and not ("[" in one and "[" in other) for other in others
+        )
+    ]
 
 
 # Half-open ranges of numbers, and what they are in words; what schedule and augmentation take is checked there.
@@ -294,50 +338,8 @@ _NEEDS: tuple[tuple[str, str, Callable[[TrainingArguments], bool]], ...] = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option for each setting; ``parser`` should not abbreviate."""
-    groups: dict[str, Any] = {}
-    types = typing.get_type_hints(TrainingArguments)
-    for field in dataclasses.fields(TrainingArguments):
-        name = field.metadata["group"]
-        group = groups.setdefault(name, parser.add_argument_group(name))
-        group.add_argument(f"--{field.name}", **_argument(field, types[field.name]))
-
-
-def _argument(field: dataclasses.Field[Any], annotation: Any) -> dict[str, Any]:
-    meta = field.metadata
-    # What is not given is absent, so that what is given but does nothing can be told.
-    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
-    options |= {"required": bool(meta.get("required"))}
-    kinds = [kind for kind in typing.get_args(annotation) if kind not in (type(None), ...)] or [annotation]
-    if annotation in (bool, bool | None):  # a bare flag, or as transformers takes it: --do_eval false
-        return options | {"nargs": "?", "const": True, "type": _boolean, "metavar": "false"}
-    if typing.get_origin(annotation) is tuple:
-        options["nargs"] = "+"
-    if meta.get("choices"):
-        return options | {"type": kinds[0], "choices": meta["choices"]}
-    return options | {"type": kinds[0], "metavar": {int: "N", float: "X"}.get(kinds[0], "NAME")}
-
-
-def _help(field: dataclasses.Field[Any]) -> str:
-    """What a setting is for, and its default where that is a value."""
-    text = field.metadata["help"].replace("%", "%%")
-    if field.default in (None, (), "", False) and not isinstance(field.default, float):
-        return text
-    default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-    return f"{text} ({default})"
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "t": True, "yes": True, "y": True, "1": True, "false": False, "f": False, "no": False}
-    values |= {"n": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return values[text.lower()]
-
-
 def read_arguments(options: argparse.Namespace) -> TrainingArguments:
-    """The settings that a command line made by ``add_arguments`` gives.
+    """The settings that a command line of ``cli/train.py`` gives.
 
     Raises:
         SettingError: they contradict each other.
