@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import struct
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from mms_jax.errors import TrainingError
-from mms_jax.training.files.logs import RunLog, read_metrics
+from mms_jax.training.files.logs import RunLog, best_evaluation, read_metrics
 from mms_jax.training.metrics import EvalResult
 
 TOTAL_STEPS = 50
@@ -149,6 +150,16 @@ def test_a_new_run_keeps_the_logs_of_earlier_ones(tmp_path):
     assert [path.parent.name for path in event_files(tmp_path)] == ["1", "2", "3", "3"]
 
 
+def test_a_curve_is_kept_and_taken_up_again_with_its_metrics(tmp_path):
+    picture = tmp_path / "training_curve.png"
+    for name in (b"first", b"second"):
+        run(tmp_path, last_step=10)
+        picture.write_bytes(name)
+    assert (tmp_path / "training_curve-1.png").read_bytes() == b"first"
+    with open_log(tmp_path, resume_step=10, resume_run=1):
+        assert (picture.read_bytes(), (tmp_path / "training_curve-2.png").read_bytes()) == (b"first", b"second")
+
+
 def test_events_hold_the_scalars_under_their_names(tmp_path):
     with open_log(tmp_path, languages=["tur", "cmn-script_simplified"]) as log:
         log.step(300, {"loss": 0.5, "learning_rate": 1e-3, "loss/tur": 0.25, "huge": 1e300})
@@ -207,8 +218,34 @@ def test_without_a_terminal_each_log_is_a_line(tmp_path, capsys):
         "step 10, tur: loss 0.5, WER 25.0%, CER 12.5%, blanks 75% (10 clips, 1.5 min)",
         "  reference:  bir iki",
         "  hypothesis: bir ki",
-        "step 50/50: WER 25.0%, ETA 00:00",
+        "step 50/50: WER 25.0% (step 10), ETA 00:00",
     ]
+
+
+def test_error_rates_that_were_measured_at_several_steps_say_which(tmp_path, capsys):
+    with open_log(tmp_path, languages=["tur", "swe"]) as log:
+        log.evaluation(10, "tur", RESULT)
+        log.evaluation(20, "swe", RESULT)
+        log.step(25, {})
+    assert "step 25/50: mean WER 25.0% (steps 10 to 20), ETA" in capsys.readouterr().err
+
+
+def test_what_is_only_said_is_shown_above_the_bar_and_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with open_log(tmp_path) as log:
+        log.say("0.03 M parameters")
+    assert re.search(r"(^|[\r\n])0\.03 M parameters\n", shown.getvalue())
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", (20, 0.25)), ("wer", (10, 0.5)), ("cer", None)])
+def test_the_best_evaluation_is_the_first_with_the_lowest_number(tmp_path, metric, best):
+    with open_log(tmp_path, languages=["tur", "swe"]) as log:
+        for step, loss, wer in ((10, 0.5, 0.5), (20, 0.25, 0.5), (30, math.nan, 0.75), (40, 0.25, 0.5)):
+            log.evaluation(step, "tur", EvalResult(loss, wer, math.nan, 1, 1, 1))
+        log.evaluation(40, "swe", EvalResult(0, 0, 0, 1, 1, 1))
+    assert best_evaluation(tmp_path / "metrics.jsonl", "tur", metric=metric) == best
+    assert best_evaluation(tmp_path / "none.jsonl", "tur", metric=metric) is None
 
 
 class Terminal(io.StringIO):
@@ -226,7 +263,7 @@ def test_a_bar_shows_step_loss_rate_and_time_left(tmp_path, monkeypatch, stream,
         text = shown.getvalue()
     last = text.split("\r")[-1]
     assert "| 25/50 [" in last
-    assert "loss 0.5, mean WER 25.0%, 312 audio-s/s" in last
+    assert "loss 0.5, mean WER 25.0% (step 20), 312 audio-s/s" in last
     assert "<" in last  # the time left follows
     assert "step 20, tur: loss 0.5, WER 25.0%" in text
     assert "reference" not in text  # of many languages, samples would bury the rest

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from mms_jax.files import atomic_write
-from mms_jax.training.files.logs import read_metrics
-
-CURVE = "training_curve.png"
+from mms_jax.training.files.logs import CURVE, read_metrics
 
 _MAX_COLOURS = 8  # languages that can be told apart; of more, the worst few are coloured and the others grey
 _NUM_WORST = 5

@@ -22,6 +22,7 @@ from mms_jax.training.files.append import AppendedFile, EventFile
 from mms_jax.training.metrics import EvalResult
 
 METRICS = "metrics.jsonl"
+CURVE = "training_curve.png"  # of a run; drawn of its metrics, and kept with them
 RUNS = "runs"
 _SAMPLE_CHARS_SHOWN = 100
 _SCALARS_OF_EVALUATION = ("loss", "wer", "cer", "blank_ratio")
@@ -33,9 +34,9 @@ class RunLog:
     metrics.jsonl has one JSON object a line with "type" and "step": "train" with what ``step`` was given, "eval" with
     "language" and the fields of ``EvalResult``, "event" with "message". A number that is NaN or infinite is null.
 
-    A run that starts at step 0 where another one has left its log keeps that as metrics-1.jsonl, metrics-2.jsonl …, and
-    its event files go into runs/2, runs/3 …, so that nobody's curves get mixed up. A resumed run goes on with the files
-    it finds, less what lies beyond the step it resumes from.
+    A run that starts at step 0 where another one has left its log keeps that as metrics-1.jsonl, metrics-2.jsonl …, its
+    training_curve.png as training_curve-1.png …, and its own event files go into runs/2, runs/3 …, so that nobody's
+    curves get mixed up. A resumed run goes on with the files it finds, less what lies beyond the step it resumes from.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RunLog:
         self._resumed, self._begun = resume_step > 0, False
         self._step = resume_step
         self.number: int | None = None  # of the run in its directory; None where nothing is written
-        self._wer: dict[str, float] = {}
+        self._wer: dict[str, tuple[int, float]] = {}  # the last of each language, and the step it was measured at
         self._display: _Bar | _Lines | None = None
         self._metrics: AppendedFile | None = None
         self._events: EventFile | None = None
@@ -120,11 +121,15 @@ class RunLog:
                 f"{language!r} is evaluated at step {step}, but the run has {', '.join(self._languages)}"
             )
         self._step, self._begun = step, True
-        self._wer[language] = result.wer
+        self._wer[language] = step, result.wer
         fields = {name: _json_value(value) for name, value in dataclasses.asdict(result).items()}
         self._write(dict(type="eval", step=step, language=language, **fields))
         self._write_scalars(step, {f"eval/{language}/{name}": fields[name] for name in _SCALARS_OF_EVALUATION})
         self._show(_describe(step, language, result, with_sample=len(self._languages) == 1))
+
+    def say(self, message: str) -> None:
+        """Show a message, above the bar if there is one; it is not recorded."""
+        self._show(message)
 
     def event(self, message: str) -> None:
         """Show and record a message, with the last step that was heard of.
@@ -146,14 +151,23 @@ class RunLog:
 
     def _facts(self, numbers: Mapping[str, Any]) -> str:
         """What a bar or line says of a training step."""
-        wer = [value for value in self._wer.values() if math.isfinite(value)]
         facts = {
             "loss {:.4g}": numbers.get("loss"),
             "learning rate {:.3g}": numbers.get("learning_rate"),
-            "mean WER {:.1%}" if len(self._languages) > 1 else "WER {:.1%}": sum(wer) / len(wer) if wer else None,
+            "{}": self._last_wer(),
             "{:.3g} audio-s/s": numbers.get("audio_seconds_per_second"),
         }
         return ", ".join(form.format(value) for form, value in facts.items() if value is not None)
+
+    def _last_wer(self) -> str | None:
+        """That of the evaluations before this step, and when they were."""
+        found = [(step, wer) for step, wer in self._wer.values() if math.isfinite(wer)]
+        if not found:
+            return None
+        first, last = min(step for step, _ in found), max(step for step, _ in found)
+        when = f"step {last}" if first == last else f"steps {first} to {last}"
+        mean = "mean " if len(self._languages) > 1 else ""
+        return f"{mean}WER {sum(wer for _, wer in found) / len(found):.1%} ({when})"
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._metrics is not None:
@@ -186,6 +200,26 @@ def read_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], in
     return [record for record in records if record is not None], records.count(None)
 
 
+def best_evaluation(path: str | os.PathLike[str], language: str, *, metric: str) -> tuple[int, float] | None:
+    """The step and the value of a language's evaluation with the lowest ``metric``, the first of equal ones.
+
+    ``path`` is of a metrics.jsonl. None: no evaluation of the language has such a number, or there is no such file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not Path(path).is_file():
+        return None
+    found = [
+        (float(record[metric]), record["step"])
+        for record in read_metrics(path)[0]
+        if (record.get("type"), record.get("language")) == ("eval", language)
+        and isinstance(record.get(metric), (int, float))
+    ]
+    value, step = min(found, default=(math.inf, 0))
+    return (step, value) if found else None
+
+
 def _read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     with path.open("rb") as file:
         for line in file:
@@ -207,13 +241,15 @@ def _prepare(metrics: Path, resume_step: int, resume_run: int | None) -> tuple[i
     metrics.parent.mkdir(parents=True, exist_ok=True)
     number = _first_free(metrics)
     if resume_step and resume_run not in (None, number):  # another run's lie there, and this one's were kept apart
-        _rename(metrics, _kept(metrics, number))
-        _rename(_kept(metrics, resume_run), metrics)
+        for path in (metrics, metrics.with_name(CURVE)):
+            _rename(path, _kept(path, number))
+            _rename(_kept(path, resume_run), path)
         number = resume_run
     if resume_step:
         return number, _cut(metrics, resume_step) if metrics.is_file() else 0
     if metrics.is_file() and metrics.stat().st_size:
-        metrics.rename(_kept(metrics, number))
+        for path in (metrics, metrics.with_name(CURVE)):
+            _rename(path, _kept(path, number))
         number = _first_free(metrics)
     return number, 0
 
