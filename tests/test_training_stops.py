@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mms_jax.checkpoint import Directory
+from mms_jax.checkpoint.processor import load_tokenizer
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.errors import DatasetError
+from mms_jax.training.data.clips import ClipRules
+from mms_jax.training.data.report import Report
 from mms_jax.training.data.rows import Row
-from mms_jax.training.data.streams import RowStream
+from mms_jax.training.data.streams import RowStream, stream_rows
+from mms_jax.training.feeds import StreamFeed
 from mms_jax.training.files.logs import RunLog
-from tests.test_training_resume import SIZES, assert_same, stopped
-from tests.training_jobs import done, quick_jobs, run, settings, write_data
+from tests.test_training_resume import SIZES, assert_same, newest, stopped
+from tests.training_jobs import difference, done, mms, quick_jobs, run, settings, write_data
 
 STREAM = {"target_language": "eng", "init_language": "eng", "streaming": True, "shuffle_buffer_size": 3}
+# Updates of a language come to the same beside another one: see test_training_slots.py.
+SAME = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,19 +46,20 @@ def data(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_a_stream_whose_clips_vanish_ends_the_job_and_says_of_which_data_set(tmp_path, monkeypatch):
-    folder = write_data(tmp_path / "data", count=6)
+    folder, output = write_data(tmp_path / "data", count=6), tmp_path / "out"
 
     def advance(self, step):
         for clip in folder.rglob("*.wav"):
             clip.write_bytes(b"RIFF, but no more of it")
 
     monkeypatch.setattr(RunLog, "advance", advance)
-    code, said = run(**settings(folder, tmp_path / "out", **STREAM, max_steps=40))
+    code, said = run(**settings(folder, output, **STREAM, max_steps=40))
     assert code == 1
-    assert f"data set {folder} train+validation: no clip can be used\n" in said
+    assert f"eng: data set {folder} train+validation: no clip can be used\n" in said
     assert ", pass " in said
     assert ": 0 of 6 clips, 0 h\n" in said
     assert "6  undecodable" in said
+    assert newest(output / "checkpoints" / "eng") in range(1, 40)
 
 
 def test_a_job_that_waits_for_its_stream_ends_at_sigterm_and_goes_on_exactly(data, tmp_path, monkeypatch):
@@ -69,3 +80,61 @@ def test_a_job_that_waits_for_its_stream_ends_at_sigterm_and_goes_on_exactly(dat
     assert "SIGTERM: saved after step 4; the same command goes on from there" in said
     done(**settings(data["tur"], out, **flags))
     assert_same(out, whole, "eng")
+
+
+@pytest.mark.parametrize("per_pass", [1, 8])
+def test_a_stream_without_a_usable_clip_stops_its_language_alone(per_pass, data, tmp_path):
+    long = write_data(tmp_path / "long", "swe", sizes=[40_000])
+    flags = {"target_language": ["eng", "fra"], "tokenizer_name_or_path": mms(), "streaming": True}
+    flags |= {"max_duration_in_seconds": 2, "languages_per_pass": per_pass, "max_steps": 4}
+    output = tmp_path / "both"
+    code, said = run(**settings([data["tur"], long], output, **flags))
+    assert code == 1
+    assert f"fra stops: data set {long} train+validation: no clip can be used\n" in said
+    assert "6  too long" in said
+    assert [path.name for path in output.glob("adapter.*")] == ["adapter.eng.safetensors"]
+    done(**settings(data["tur"], tmp_path / "alone", **flags | {"target_language": "eng"}))
+    assert difference(output / "adapter.eng.safetensors", tmp_path / "alone" / "adapter.eng.safetensors") <= SAME
+
+
+def test_a_clip_that_a_stream_drops_is_counted_once_whether_the_job_was_stopped_or_not(tmp_path, monkeypatch):
+    """With 5 usable clips of 6 and 2 in an update, 10 updates are 4 epochs."""
+    folder, out, whole = write_data(tmp_path / "data", count=6), tmp_path / "a" / "out", tmp_path / "b" / "out"
+    (folder / "train" / "2.wav").write_bytes(b"damaged")
+    flags = STREAM | {"max_steps": 10, "logging_steps": 1}
+    done(**settings(folder, whole, **flags))
+    assert json.loads((whole / "training_results.json").read_text())["languages"]["eng"]["dropped"] == {
+        "undecodable": 1
+    }
+    for after in (1, 7):
+        stopped(monkeypatch, after=after, **settings(folder, out, **flags))
+    done(**settings(folder, out, **flags))
+    assert_same(out, whole, "eng")
+
+
+def clips_of(folder: Path) -> StreamFeed:
+    """The feed of a folder, 2 clips at a step."""
+    config = Wav2Vec2Config.from_file(mms() / "config.json")
+    vocabulary = load_tokenizer(Directory(mms())).vocabulary("eng")
+    rules = ClipRules(vocabulary=vocabulary, num_frames=config.num_frames, min_samples=config.min_samples)
+    stream = stream_rows(str(folder), split="train", text_column="sentence")
+    return StreamFeed(stream, rules=rules, report=Report(), batch_size=2, buffer_size=3, seed=0)
+
+
+def test_the_position_of_a_stream_that_is_read_no_more_stays_where_it_was(data, monkeypatch):
+    feed = clips_of(data["tur"])
+    for step in range(3):
+        assert len(feed.take(step)) == 2
+    before = feed.position(3)
+    monkeypatch.setattr(feed, "_read", lambda: pytest.fail("the stream is read on"))
+    assert feed.position(40) == before
+    assert before["clips"] == 6
+    assert feed.position(2)["clips"] == 4
+
+
+def test_a_stream_that_failed_says_so_again(data, tmp_path):
+    feed = clips_of(write_data(tmp_path, sizes=[400_000]))
+    for step in (0, 1):
+        with pytest.raises(DatasetError, match="no clip can be used"):
+            feed.take(step)
+    assert feed.position(1)["clips"] == 0

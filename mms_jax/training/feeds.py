@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mms_jax.errors import MMSError
 from mms_jax.training.batches import Item
 from mms_jax.training.data.clips import Clip, ClipRules, stream_clips
 from mms_jax.training.data.corpus import Corpus
@@ -90,6 +91,7 @@ class StreamFeed:
         self._next = first_step
         self._positions = {first_step: self._start}  # before a step
         self._held: dict[int, list[Item]] = {}
+        self._failed: MMSError | None = None
         self._iterator = self._run()
 
     def take(self, step: int) -> Sequence[Item]:
@@ -106,12 +108,16 @@ class StreamFeed:
         """Where the stream is when ``step`` updates are done, how many clips and samples they had, and what of it was
         dropped, by reason, until then.
         """
-        while self._next < step:
-            self._read()
-        return self._positions[step]
+        return self._positions[min(step, self._next)]  # where training stopped, nothing more is taken or read
 
     def _read(self) -> None:
-        read = [next(self._iterator) for _ in range(self._batch_size)]
+        if self._failed is not None:
+            raise self._failed
+        try:
+            read = [next(self._iterator) for _ in range(self._batch_size)]
+        except MMSError as error:
+            self._failed = error
+            raise
         self._held[self._next] = clip_items(clip for clip, _ in read)
         self._next += 1
         self._positions[self._next] = read[-1][1]

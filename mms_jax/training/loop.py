@@ -20,7 +20,7 @@ from mms_jax.audio import SAMPLING_RATE
 from mms_jax.errors import MMSError, TrainingError
 from mms_jax.models.trees import Params
 from mms_jax.parallel import shard_rows
-from mms_jax.training.batches import BatchMaker, Feed, Prepared
+from mms_jax.training.batches import BatchMaker, Feed, Item, Prepared
 from mms_jax.training.evaluation import EvalSet, evaluate
 from mms_jax.training.feeds import AskedToEnd, StreamFeed
 from mms_jax.training.metrics import Averages, BlankMonitor, EvalResult
@@ -245,8 +245,16 @@ class Trainer:
             yield (*group, *range(len(self.slots), len(self.slots) + size - len(group)))
 
     def _pass(self, step: int, group: tuple[int, ...]) -> Pass:
-        feeds = [self.slots[index].feed if index < len(self.slots) else None for index in group]
-        return Pass(step, group, self.maker.make(step, [[] if feed is None else feed.take(step) for feed in feeds]))
+        items: list[Sequence[Item]] = [[] for _ in group]
+        failed: dict[int, MMSError] = {}
+        for place, index in enumerate(group):
+            feed = self.slots[index].feed if index < len(self.slots) else None
+            try:
+                items[place] = [] if feed is None else feed.take(step)
+            except MMSError as error:  # of that language alone, as in ``make``
+                failed[place] = error
+        prepared = self.maker.make(step, items)
+        return Pass(step, group, prepared._replace(failed=prepared.failed | failed))
 
     def _agree(self, passes: Sequence[Pass], asked: bool) -> bool:
         """Stop languages whose clips some process cannot read; returns whether any process was asked to end."""
