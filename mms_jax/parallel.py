@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mms_jax.errors import SettingError
+from mms_jax.errors import SettingError, TrainingError
 
 AXIS = "data"
 
@@ -41,6 +42,27 @@ def initialize(
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (RuntimeError, ValueError) as cause:
         raise SettingError(f"this process cannot join the job: {cause}") from cause
+
+
+def in_main_process(function: Callable[[], None]) -> None:
+    """Call it in process 0 while the others wait; where it raises, all processes do, instead of waiting for ever.
+
+    Raises:
+        TrainingError: in the others, that process 0 failed.
+    """
+    if jax.process_count() == 1:
+        return function()
+    failure = None
+    try:
+        if jax.process_index() == 0:
+            function()
+    except Exception as error:  # the others are told first
+        failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.array(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise TrainingError("process 0 failed, for the reason that it gives")
 
 
 def make_mesh(*, num_devices: int | None = None) -> Mesh:

@@ -88,7 +88,7 @@ STREAM = {"streaming": True, "tokenizer_name_or_path": turkish_tokenizer, "targe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shuffle_buffer_size": 5}, "--shuffle_buffer_size does nothing without --streaming"),
+        ({"shuffle_buffer_size": 5, "streaming": "false"}, "--shuffle_buffer_size does nothing without --streaming"),
         ({"eval_steps": 5}, "--eval_steps does nothing without --eval_strategy steps"),
         ({"eval_metrics": "cer"}, "--eval_metrics does nothing without --do_eval"),
         ({"save_strategy": "no", "save_steps": 5}, "--save_steps does nothing without --save_strategy steps"),

@@ -135,7 +135,7 @@ def test_the_readme_s_command_for_streaming_leaves_what_both_libraries_load(tmp_
     data, output = write_data(tmp_path / "tur", config="tr"), tmp_path / "out"
     names = {"dataset_name": data, "model_name_or_path": pretrained(), "output_dir": output}
     few = {"max_steps": 3, "eval_steps": 2, "save_steps": 2}
-    done(readme(STREAMING, **names, tokenizer_name_or_path=turkish_tokenizer()), **few, streaming=True)
+    done(readme(STREAMING, **names, tokenizer_name_or_path=turkish_tokenizer()), **few)
     assert_loads_in_both(output)
     assert vocabularies(output) == vocabularies(turkish_tokenizer())
     assert [record["step"] for record in evaluations(output)] == [2, 3]

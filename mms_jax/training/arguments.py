@@ -53,7 +53,7 @@ class TrainingArguments:
     )
     freeze_feature_encoder: bool = _option(True, "do not train the convolutions (whole models only)", group=_MODEL)
     attention_dropout: float | None = _option(
-        None, "of attention weights; default here and below: 0 for whole models, for adapters the checkpoint's", group=_MODEL
+        None, "of attention weights; default here and below: the checkpoint's for adapters, else 0", group=_MODEL
     )
     activation_dropout: float | None = _option(None, "within feed-forward blocks", group=_MODEL)
     hidden_dropout: float | None = _option(None, "behind attention and feed-forward blocks", group=_MODEL)
@@ -108,7 +108,7 @@ class TrainingArguments:
     streaming: bool = _option(
         False, "read the data as it comes, for more than fits a disk; needs --max_steps", group=_DATA
     )
-    shuffle_buffer_size: int = _option(500, "clips among which a stream is shuffled", group=_DATA)
+    shuffle_buffer_size: int = _option(500, "clips among which a stream is shuffled; says --streaming, too", group=_DATA)
     preprocessing_num_workers: int | None = _option(None, "threads that decode audio", group=_DATA)
 
     # training
@@ -349,6 +349,8 @@ def read_arguments(options: argparse.Namespace) -> TrainingArguments:
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()
     }
     given = {name: value for name, value in given.items() if name in names}
+    if "shuffle_buffer_size" in given:  # as with the scripts, of which only the one for streams has this flag
+        given.setdefault("streaming", True)
     arguments = TrainingArguments(**given)
     for dependent, condition, holds in _NEEDS:
         # A switch that is said to be off asks for nothing.

@@ -19,7 +19,7 @@ from mms_jax.training.data.corpus import Corpus
 from mms_jax.training.data.sampler import PaddedShapes, Sampler, padded_lengths
 from mms_jax.training.feeds import CorpusFeed, StreamFeed
 from mms_jax.training.loop import Slot, Trainer
-from mms_jax.training.material import MODEL, Material, longest_shapes
+from mms_jax.training.material import Material, longest_shapes
 from mms_jax.training.metrics import BlankMonitor
 from mms_jax.training.model import Start
 from mms_jax.training.state import Optimizer, init_state
@@ -101,7 +101,7 @@ def make_trainer(
 
 
 def _slot(a: TrainingArguments, one: Material, batch_size: int, resumed: dict[str, Any] | None) -> Slot:
-    name = one.names.language or MODEL
+    name = one.name
     saved = {} if resumed is None else resumed["slots"].get(name, {})
     feed, steps_per_epoch = _feed(a, one, batch_size, saved, first_step=0 if resumed is None else resumed["step"])
     total = a.max_steps if a.max_steps > 0 else math.ceil(a.num_train_epochs * steps_per_epoch)

@@ -14,8 +14,9 @@ from mms_jax.features import FeatureExtractor
 from mms_jax.training.augment import dither, feature_mask, layer_keep, time_mask
 from mms_jax.training.step import Batch
 
-# What numpy's generators are seeded with beside (seed, step), so that no two draws are the same.
-_CLIP, _LAYERS = 0, 1
+# What numpy's generators are seeded with between seed and step, so that no two draws are the same. Behind them it would
+# not tell them apart: for a seed, trailing zeros are none.
+_CLIP, _LAYERS = 1, 2
 
 
 class Item(NamedTuple):
@@ -104,7 +105,7 @@ class BatchMaker:
         if shard not in self.shards:
             return
         at = of_pass, (self.shards.index(shard) * num_slots + slot) * self.rows + row
-        rng = np.random.default_rng([self.seed, step, place, _CLIP])
+        rng = np.random.default_rng([self.seed, _CLIP, step, place])
         waveform = dither(item.load(), amount=self.dither, rng=rng)
         batch.input_values[at][: item.num_samples] = self.feature_extractor([waveform]).input_values[0]
         batch.num_samples[at] = item.num_samples
@@ -135,5 +136,5 @@ class BatchMaker:
         c = self.config
         if not self.augment or c.layerdrop == 0:
             return None
-        rng = np.random.default_rng([self.seed, step, _LAYERS])
+        rng = np.random.default_rng([self.seed, _LAYERS, step])
         return np.stack([layer_keep(c.num_hidden_layers, layerdrop=c.layerdrop, rng=rng) for _ in range(self.passes)])

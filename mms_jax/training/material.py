@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from mms_jax.checkpoint import open_source
 from mms_jax.checkpoint.processor import load_tokenizer
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import DatasetError, SettingError, TrainingError
+from mms_jax.languages import language_name, languages
+from mms_jax.languages.tags import candidates, meant
 from mms_jax.text.ctc import CTCTokenizer, CTCVocabulary
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.data.clips import ClipRules, stream_clips
@@ -56,6 +60,20 @@ def data_names(arguments: TrainingArguments) -> list[DataNames]:
     ]
 
 
+def tag_note(tag: str) -> str | None:
+    """What to say of a new language's tag, which may be any, where MMS or ISO 639-3 has another for that language."""
+    published = [language.code for language in languages(task="asr")]
+    if tag in published:
+        return None
+    codes = meant(tag)
+    filed = sorted({found for code in codes for found in candidates(tag, code, published)})
+    name, kept = language_name(tag) or tag, f"{tag!r} is kept as it is"
+    if filed:
+        return f"{kept}; MMS files {name} under {' or '.join(map(repr, filed))}"
+    known = sorted(code for code in codes - {tag} if language_name(code) is not None)
+    return f"{kept}; the code of {name} is {' or '.join(map(repr, known))}" if known else None
+
+
 @dataclass
 class Material:
     """One language's data."""
@@ -67,6 +85,19 @@ class Material:
     report: Report  # of the training data; of a stream it grows while training
     evaluation: EvalSet | None
     eval_report: Report | None
+
+    @property
+    def name(self) -> str:
+        """Of its slot."""
+        return self.names.language or MODEL
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of what a job that is resumed must find again, by what they are of; of a stream, no clips."""
+        parts = {"vocabulary": [json.dumps(self.vocabulary.tokens).encode()]}
+        if isinstance(self.train, Corpus):
+            parts["clips"] = [self.train.num_samples.tobytes(), *(labels.tobytes() for labels in self.train.labels)]
+        return {what: hashlib.blake2b(b"\0".join(chunks), digest_size=16).hexdigest() for what, chunks in parts.items()}
 
 
 class Loader:

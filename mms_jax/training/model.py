@@ -48,7 +48,9 @@ def training_config(config: Wav2Vec2Config, arguments: TrainingArguments) -> Wav
     """
     a = arguments
     changes: dict[str, Any] = {name: getattr(a, name) for name in _ALWAYS}
-    changes |= {name: getattr(a, name) for name in _OPTIONAL if getattr(a, name) is not None}
+    # As the scripts have it: the one for adapters leaves these to the checkpoint, the other sets them to 0.
+    default = {} if a.target_language else dict.fromkeys(_OPTIONAL, 0.0)
+    changes |= default | {name: getattr(a, name) for name in _OPTIONAL if getattr(a, name) is not None}
     if a.target_language:
         changes["adapter_attn_dim"] = _adapter_width(config, a)
     try:

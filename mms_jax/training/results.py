@@ -154,7 +154,8 @@ class Results:
             position = slot.feed.position(trainer.step)
             clips, hours = position["clips"], position["samples"] / SAMPLING_RATE / 3600
         local = Path(material.names.dataset.split(",")[0].partition("=")[2] or material.names.dataset).exists()
-        result = slot.best_result if a.load_best_model_at_end else slot.last
+        # Where the last evaluation failed, an earlier one says nothing of what is written.
+        result = slot.best_result if a.load_best_model_at_end else slot.last if slot.unheard is None else None
         metrics = {} if result is None else {name: getattr(result, name) for name in ("loss", *a.eval_metrics)}
         return LanguageReport(
             language=material.names.language,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mms_jax.files import read_json, write_json
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.files.checkpoints import Checkpoints
 from mms_jax.training.loop import Trainer
+from mms_jax.training.material import Material
 
 # Settings that decide what a step does: a job resumes with the same ones or not at all.
 _FIXED = (
@@ -90,8 +91,29 @@ def read_finished(directory: Path, output: Path) -> list[str] | None:
     return finished["failures"] if all((output / name).is_file() for name in finished["written"]) else None
 
 
+def check_data(directory: Path, resumed: Mapping[str, Any], materials: Iterable[Material]) -> None:
+    """Raise ``TrainingError`` where a language's vocabulary or clips are not those that the job was begun with.
+
+    The head's rows would be other letters, or the rest of an epoch other clips.
+    """
+    for one in materials:
+        saved = resumed["data"].get(one.name, {})
+        changed = [what for what, digest in one.identity.items() if saved.get(what) != digest]
+        if changed:
+            raise TrainingError(
+                f"{directory}: the {' and '.join(changed)} of {one.names.title} changed since this job was begun; go "
+                "on with the same data, or start anew with --overwrite_output_dir"
+            )
+
+
 def save_checkpoint(
-    checkpoints: Checkpoints, trainer: Trainer, arguments: TrainingArguments, *, fingerprint: str, run: int | None
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    arguments: TrainingArguments,
+    materials: Iterable[Material],
+    *,
+    fingerprint: str,
+    run: int | None,
 ) -> None:
     """Keep the trainer's state and what ``find_resumed`` returns, unless that step is kept already.
 
@@ -105,6 +127,7 @@ def save_checkpoint(
         "fingerprint": fingerprint,
         "settings": fixed_settings(arguments),
         "num_devices": trainer.mesh.size,
+        "data": {one.name: one.identity for one in materials},
         "run": run,
     }
     score = float(np.mean(scores)) if len(scores) == len(trainer.slots) else None
