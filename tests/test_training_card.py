@@ -81,6 +81,14 @@ def test_people_read_results_data_settings_and_the_base(tmp_path):
     assert tmp_path.name in text
 
 
+def test_weights_of_an_earlier_step_do_not_claim_all_that_were_trained(tmp_path):
+    text = write_card(
+        tmp_path, base=BASE, reports=[report(best_step=10, steps=20), report("swe", steps=20)]
+    ).read_text()
+    rows = [line.split(" | ")[-1] for line in text.splitlines() if " | 1,647 | " in line]
+    assert rows == ["20 |", "best of step 10 of 20 |"]
+
+
 def test_a_second_language_keeps_the_rows_of_the_first_and_replaces_its_own(tmp_path):
     write_card(tmp_path, base=BASE, reports=[report("tur"), report("swe", metrics={"wer": 0.9})])
     other = {**SETTINGS, "learning_rate": 5e-4}

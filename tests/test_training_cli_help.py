@@ -1,14 +1,39 @@
-"""What ``mms-jax train`` says of its flags: what they take, and which one a misspelt one may have been."""
+"""What ``mms-jax train`` tells a newcomer: of its flags, of data that is not there, of what a job comes to."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mms_jax import cli
+from mms_jax.training import job, material
 from mms_jax.training.arguments import TrainingArguments
+from tests.training_jobs import done, evaluations, quick_jobs, run, settings, write_data, write_split
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with quick_jobs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def refusal(**flags: Any) -> str:
+    """The one line that a run says which cannot begin."""
+    code, said = run(**flags)
+    assert (code, len(said.splitlines())) == (1, 1), said
+    return said
+
 
 NAMES: dict[str, Any] = {
     "model_name_or_path": "a",
@@ -84,3 +109,105 @@ def test_starting_anew_says_what_it_replaces_and_what_it_leaves(capsys):
     help = text[text.index("--overwrite_output_dir [") :].split(" --")[0]
     assert re.search("replaces this job's checkpoints and the adapters of its languages", help)
     assert "other languages' adapters and all other files" in help
+
+
+def test_a_default_split_that_is_not_there_is_said_to_be_the_default(tmp_path):
+    write_split(tmp_path / "data", "train", ["bir", "iki"])
+    said = refusal(**settings(tmp_path / "data", tmp_path / "out"))
+    assert "has no split 'validation'; there are: train (--train_split_name is train+validation, the default)" in said
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_and_in_words(data, tmp_path, monkeypatch):
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr(material, "load_rows", lambda *_, **__: pytest.fail("the libraries were let try"))
+    said = refusal(**settings(data, tmp_path / "out", dataset_name="nowhere"))
+    assert "'nowhere': there is no such folder or file here, and the hub cannot be reached (Name or" in said
+    assert not re.search(r"\(\w+Error\)", said)
+
+
+def test_retries_of_the_hub_are_not_told_one_by_one(data, tmp_path, monkeypatch):
+    retries, heard = logging.getLogger("huggingface_hub.utils._http"), []
+    real = material.load_rows
+
+    def load_rows(*names: Any, **options: Any) -> Any:
+        heard.append(retries.isEnabledFor(logging.WARNING))
+        return real(*names, **options)
+
+    monkeypatch.setattr(material, "load_rows", load_rows)
+    refusal(**settings(data, tmp_path / "out", train_split_name="dev"))
+    assert (set(heard), retries.isEnabledFor(logging.WARNING)) == ({False}, True)
+
+
+@pytest.mark.parametrize(
+    ("tag", "note"),
+    [
+        ("it", "'it' is kept as it is; MMS files Italian under 'ita'"),
+        ("Italian", "'Italian' is kept as it is; MMS files Italian under 'ita'"),
+        ("fre", "'fre' is kept as it is; MMS files French under 'fra'"),
+        ("no", "'no' is kept as it is; MMS files Norwegian under 'nno' or 'nob'"),
+        ("ita", None),
+        ("azj-script_latin", None),
+        ("tlh", None),
+        ("nowhere", None),
+    ],
+)
+def test_a_tag_that_is_another_name_of_a_known_language_is_told(tag, note):
+    assert material.tag_note(tag) == note
+
+
+BEST: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "do_eval": True,
+    "max_steps": 3,
+}
+BEST |= {"lr_scheduler_type": "constant"}
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_a_job_says_which_step_was_the_best_and_which_is_written(keeps_best, data, tmp_path):
+    """The learning rate is far too high, so the best is not the last."""
+    flags = BEST | {"learning_rate": 30, "load_best_model_at_end": keeps_best or None, "target_language": "tr"}
+    flags = settings(data, tmp_path / "out", **flags)
+    said = done(**flags)
+    losses = {record["step"]: record["loss"] for record in evaluations(tmp_path / "out")}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 3
+    kept = "and is kept" if keeps_best else "the last is kept; --load_best_model_at_end would keep the best"
+    assert f"tr: step {best} of 3 was the best, by loss ({losses[best]:.4g}), {kept}\n" in said
+    assert said.startswith("'tr' is kept as it is; MMS files Turkish under 'tur'\n")
+    assert "nothing is left to do; --overwrite_output_dir trains anew" in done(
+        **settings(data, tmp_path / "out", **flags)
+    )
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "told"),
+    [
+        (1, "not saved since step 2; the same command goes on from there"),
+        (5, "nothing is saved yet, and the same command begins anew"),
+    ],
+)
+def test_ctrl_c_ends_with_130_and_one_line_of_what_is_not_saved(save_steps, told, data, tmp_path, monkeypatch):
+    real = job.RunLog.advance
+
+    def advance(log: Any, step: int) -> None:
+        real(log, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(job.RunLog, "advance", advance)
+    flags = settings(data, tmp_path / "out", max_steps=9, save_steps=save_steps)
+    code, said = run(**flags)
+    last = said.splitlines()[-1]
+    assert code == 130
+    assert last.startswith("interrupted after step 3: ")
+    assert f"--save_steps ({save_steps}) says how often" in last
+    assert told in last
+    monkeypatch.undo()
+    resumed = "2 steps were done before; goes on from there" in done(**flags)
+    assert resumed == (save_steps != 5)

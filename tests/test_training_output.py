@@ -158,7 +158,9 @@ def test_a_directory_with_other_things_is_used_only_if_that_is_asked_for(base, t
     (out / "photos").mkdir(parents=True)
     (out / "vocab.json").write_text('{"<pad>": 0, "a": 1}')
     (out / WEIGHTS).write_text("no weights")
-    with pytest.raises(TrainingError, match=r"other things; .*--overwrite_output_dir"):
+    with pytest.raises(
+        TrainingError, match=r"other things; .*--overwrite_output_dir, which replaces .*vocab.json.* leaves all others"
+    ):
         output(out, base, "tur").prepare()
     with pytest.raises(TrainingError, match="other things"):
         output(out, base, "tur").prepare(resume=True)
@@ -183,7 +185,9 @@ def test_adapters_without_their_base_are_never_overwritten(base, tmp_path):
 def test_a_trained_language_is_replaced_only_if_that_is_asked_for(base, tmp_path):
     trained(tmp_path / "out", base, "tur")
     before = contents(tmp_path / "out")
-    with pytest.raises(TrainingError, match=r"tur was trained there already; resume, .*--overwrite_output_dir"):
+    with pytest.raises(
+        TrainingError, match=r"tur was trained there already; .*--overwrite_output_dir.* other languages"
+    ):
         output(tmp_path / "out", base, "swe", "tur").prepare()
     for options in ({"resume": True}, {"overwrite": True}):
         output(tmp_path / "out", base, "tur").prepare(**options)

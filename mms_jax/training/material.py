@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
+from datasets.config import HF_DATASETS_CACHE
+from huggingface_hub import errors
 
 from mms_jax.checkpoint import open_source
 from mms_jax.checkpoint.processor import load_tokenizer
@@ -22,13 +28,18 @@ from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.data.clips import ClipRules, stream_clips
 from mms_jax.training.data.corpus import Corpus, scan
 from mms_jax.training.data.dataset import load_rows, rows_by_language
+from mms_jax.training.data.folders import TABLES
 from mms_jax.training.data.report import Report
 from mms_jax.training.data.rows import Rows
+from mms_jax.training.data.splits import FLAGS
 from mms_jax.training.data.streams import RowStream, stream_rows
 from mms_jax.training.data.transcripts import clean_texts
 from mms_jax.training.data.vocabulary import make_language_tokenizer, make_tokenizer
 from mms_jax.training.evaluation import EvalSet
 from mms_jax.training.feeds import clip_items, corpus_items
+
+HUB_SECONDS = 10.0  # for the hub to answer whether it has a data set
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 MODEL = "model"  # the name of the one slot of full fine-tuning
 
@@ -100,6 +111,33 @@ class Material:
         return {what: hashlib.blake2b(b"\0".join(chunks), digest_size=16).hexdigest() for what, chunks in parts.items()}
 
 
+def check_hub(name: str, *, token: str | None, cache_dir: str | None) -> None:
+    """Ask once whether a data set that can only be the hub's can be had: the libraries try for half a minute.
+
+    Raises:
+        DatasetError: the hub cannot be reached, and the data set is not in a cache either.
+    """
+    local = Path(name).expanduser().exists() or Path(name).suffix.lower() in TABLES
+    if local or not _HUB_NAME.fullmatch(name) or _is_cached(name, cache_dir):
+        return
+    try:
+        huggingface_hub.HfApi(token=token).dataset_info(name, timeout=HUB_SECONDS)
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        return  # it was reached; what it says the libraries tell
+    except (errors.HTTPError, ConnectionError) as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise DatasetError(
+            f"data set {name!r}: there is no such folder or file here, and the hub cannot be reached "
+            f"({' '.join(str(error).split())}); correct the name, or connect, or download the data and name its folder"
+        ) from error
+
+
+def _is_cached(name: str, cache_dir: str | None) -> bool:
+    """Whether one of the libraries has some of a hub's data set on this machine."""
+    tables = Path(cache_dir or HF_DATASETS_CACHE) / name.lower().replace("/", "___")
+    files = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return any(path.is_dir() for path in (tables, tables.with_name(tables.name.replace("-", "_")), files))
+
+
 class Loader:
     """Reads what the arguments name; ``tell`` takes reports and what else the user should see."""
 
@@ -109,12 +147,16 @@ class Loader:
         self._tell = tell
         self._split: dict[tuple[str, str | None, str], dict[str, Rows]] = {}
 
-    def rows(self, names: DataNames, split: str, limit: int | None) -> Rows:
-        """The rows of one language, not decoded.
+    def rows(self, names: DataNames, flag: str, limit: int | None) -> Rows:
+        """The rows of one language in the split that a flag ("train_split_name") names, not decoded.
 
         Raises:
-            DatasetError: they cannot be had; names data set and remedy.
+            DatasetError: they cannot be had; names data set, flag and remedy.
         """
+        with self._reading(names, flag):
+            return self._rows(names, getattr(self._arguments, flag), limit)
+
+    def _rows(self, names: DataNames, split: str, limit: int | None) -> Rows:
         a = self._arguments
         if a.language_column_name is None:
             rows = load_rows(names.dataset, split=split, config=names.config, **self._columns())
@@ -132,13 +174,32 @@ class Loader:
             rows = by_language[names.language]
         return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
-    def stream(self, names: DataNames, split: str, limit: int | None) -> RowStream:
+    def stream(self, names: DataNames, flag: str, limit: int | None) -> RowStream:
         """The same as a stream."""
+        split = getattr(self._arguments, flag)
         options: dict[str, Any] = self._columns()
         del options["length_column"]
         language = names.language if self._arguments.language_column_name else None
-        stream = stream_rows(names.dataset, split=split, config=names.config, language=language, **options)
+        with self._reading(names, flag):
+            stream = stream_rows(names.dataset, split=split, config=names.config, language=language, **options)
         return stream if limit is None else stream.take(limit)
+
+    @contextmanager
+    def _reading(self, names: DataNames, flag: str) -> Iterator[None]:
+        """What is wrong with a split names the flag that said it; a hub that cannot be reached is not waited for."""
+        a = self._arguments
+        check_hub(names.dataset, token=a.token, cache_dir=a.cache_dir)
+        retries = logging.getLogger("huggingface_hub.utils._http")
+        level = retries.level
+        retries.setLevel(logging.ERROR)  # two lines for each; what comes of them is told in one
+        try:
+            yield
+        except DatasetError as error:
+            value, default = getattr(a, flag), TrainingArguments.__dataclass_fields__[flag].default
+            said = f"--{flag} is {value}" + (", the default" if value == default else "")
+            raise DatasetError(str(error).replace(f"({FLAGS})", f"({said})")) from error
+        finally:
+            retries.setLevel(level)
 
     def texts(self, names: DataNames) -> Iterator[str]:
         """Cleaned transcripts of both splits, for a vocabulary."""
@@ -148,9 +209,9 @@ class Loader:
                 f"--tokenizer_name_or_path {a.tokenizer_name_or_path} has no vocabulary for {names.title}, and with "
                 "--streaming none can be made: the data was not read yet"
             )
-        for split, wanted in ((a.train_split_name, a.do_train), (a.eval_split_name, a.do_eval)):
+        for flag, wanted in (("train_split_name", a.do_train), ("eval_split_name", a.do_eval)):
             if wanted:
-                raw = self.rows(names, split, None).texts()
+                raw = self.rows(names, flag, None).texts()
                 yield from clean_texts(raw, chars_to_ignore=a.chars_to_ignore, do_lower_case=a.do_lower_case)
 
     def load(self, names: DataNames, vocabulary: CTCVocabulary) -> Material:
@@ -179,9 +240,9 @@ class Loader:
     def _load_training(self, material: Material) -> None:
         a, names = self._arguments, material.names
         if a.streaming:
-            material.train = self.stream(names, a.train_split_name, a.max_train_samples)
+            material.train = self.stream(names, "train_split_name", a.max_train_samples)
             return
-        rows = self.rows(names, a.train_split_name, a.max_train_samples)
+        rows = self.rows(names, "train_split_name", a.max_train_samples)
         if a.do_eval and not rows.has_splits and "[" not in a.train_split_name + a.eval_split_name:
             raise DatasetError(
                 f"data set {names.dataset!r} has no splits, so its training clips would be evaluated; give "
@@ -197,7 +258,7 @@ class Loader:
         title = f"{names.title}, evaluation"
         if a.streaming:  # held in memory: every evaluation takes the same clips
             material.eval_report = Report(title)
-            stream = self.stream(names, a.eval_split_name, a.max_eval_samples)
+            stream = self.stream(names, "eval_split_name", a.max_eval_samples)
             clips = list(
                 stream_clips(
                     stream,
@@ -208,7 +269,7 @@ class Loader:
             )
             items, texts = clip_items(clips), [clip.text for clip in clips]
         else:
-            corpus = self._scan(self.rows(names, a.eval_split_name, a.max_eval_samples), material.rules, title)
+            corpus = self._scan(self.rows(names, "eval_split_name", a.max_eval_samples), material.rules, title)
             material.eval_report = corpus.report
             items, texts = corpus_items(corpus, range(len(corpus))), corpus.texts
         self._tell(str(material.eval_report))

@@ -37,7 +37,7 @@ class LanguageReport:
     """What one language of a job (or the whole model of a full fine-tuning) was trained on, how, and with what result.
 
     ``metrics`` are those of the evaluation: wer and cer as fractions, loss; empty where there was none. ``dropped``
-    counts clips by reason.
+    counts clips by reason. ``best_step`` is that of the weights where they are the best evaluated, not the last.
     """
 
     language: str | None  # None: full fine-tuning without a tag
@@ -51,6 +51,7 @@ class LanguageReport:
     dropped: Mapping[str, int] = field(default_factory=dict)
     eval_clips: int = 0
     steps: int
+    best_step: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -205,11 +206,16 @@ def _results(languages: Mapping[str, Mapping[str, Any]]) -> str:
             *(f"{100 * report['metrics'][key]:.2f} %" if key in report["metrics"] else "–" for key in _METRICS),
             f"{report['metrics']['loss']:.4f}" if "loss" in report["metrics"] else "–",
             f"{report['eval_clips']:,}" if report["metrics"] else "not evaluated",
-            f"{report['steps']:,}",
+            _steps(report),
         ]
         for tag, report in languages.items()
     ]
     return _table(["Language", *_METRICS.values(), "Loss", "Clips evaluated", "Steps trained"], rows)
+
+
+def _steps(report: Mapping[str, Any]) -> str:
+    best = report.get("best_step")  # which earlier releases did not note
+    return f"{report['steps']:,}" if best is None else f"best of step {best:,} of {report['steps']:,}"
 
 
 def _data(languages: Mapping[str, Mapping[str, Any]]) -> str:

@@ -168,8 +168,9 @@ class OutputDirectory:
     def _check_language(self, language: str, *, may_be_there: bool) -> None:
         if (self.path / adapter_filename(language)).exists() and not may_be_there:
             raise TrainingError(
-                f"{self.path}: {language} was trained there already; resume, replace it with "
-                "--overwrite_output_dir, or choose another output_dir"
+                f"{self.path}: {language} was trained there already; resume, choose another output_dir, or give "
+                f"--overwrite_output_dir, which replaces {adapter_filename(language)} and its vocabulary, and leaves "
+                "other languages and all other files alone"
             )
 
     def _check_adapters(self) -> None:
@@ -314,7 +315,8 @@ def _adapters(path: Path) -> list[str]:
 
 def _not_free(path: Path, what: str) -> TrainingError:
     return TrainingError(
-        f"{path}: holds {what}; choose another output_dir, or replace them with --overwrite_output_dir"
+        f"{path}: holds {what}; choose another output_dir, or give --overwrite_output_dir, which replaces the files of "
+        f"a model (config.json, {', '.join(_IN_THE_WAY)}) and leaves all others alone"
     )
 
 
