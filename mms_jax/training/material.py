@@ -125,9 +125,11 @@ def check_hub(name: str, *, token: str | None, cache_dir: str | None) -> None:
     except (errors.HfHubHTTPError, errors.HFValidationError):
         return  # it was reached; what it says the libraries tell
     except (errors.HTTPError, ConnectionError) as error:  # pyright: ignore[reportPrivateImportUsage]
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        reason = "HF_HUB_OFFLINE is set" if offline else " ".join(str(error).split())
         raise DatasetError(
             f"data set {name!r}: there is no such folder or file here, and the hub cannot be reached "
-            f"({' '.join(str(error).split())}); correct the name, or connect, or download the data and name its folder"
+            f"({reason}); correct the name, or connect, or download the data and name its folder"
         ) from error
 
 
