@@ -81,15 +81,17 @@ def whole(data, tmp_path_factory) -> Path:
     return output
 
 
-def stopped(monkeypatch, *, after: int, **flags: Any) -> str:
-    """Run a job that gets SIGTERM when so many updates are done; returns what it said."""
+def stopped(monkeypatch, *, after: int, told: str = "advance", **flags: Any) -> str:
+    """Run a job that gets SIGTERM when so many updates are done and the log was told so; returns what it said."""
+    tell = getattr(RunLog, told)
 
-    def advance(self, step):
+    def tell_and_end(self, step, *rest):
+        tell(self, step, *rest)
         if step == after:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "advance", advance)
+        patch.setattr(RunLog, told, tell_and_end)
         return done(**flags)
 
 
@@ -109,15 +111,17 @@ def newest(checkpoints: Path) -> int | None:
         return there.latest()
 
 
-@pytest.mark.parametrize("after", [4, 7])
-def test_a_job_of_two_languages_goes_on_exactly_after_sigterm(after, data, whole, tmp_path, monkeypatch):
-    """Neither step is one at which anything is logged or saved; at the later one, one language is done already."""
+@pytest.mark.parametrize(("told", "after", "saved"), [("advance", 4, 4), ("evaluation", 4, 5), ("evaluation", 7, 8)])
+def test_a_job_of_two_languages_goes_on_exactly_after_sigterm(told, after, saved, data, whole, tmp_path, monkeypatch):
+    """Before an evaluation, which is left for later, and after one, where the step that is prepared is made: the fifth,
+    where nothing is logged or saved, and the eighth, where one language is done already and the other is evaluated.
+    """
     output = tmp_path / "out"
-    said = stopped(monkeypatch, after=after, **two(data, output))
-    assert f"SIGTERM: saved after step {after + 1}; the same command goes on from there" in said
-    assert newest(output / "checkpoints" / "tur-fin") == after + 1
+    said = stopped(monkeypatch, after=after, told=told, **two(data, output))
+    assert f"SIGTERM: saved after step {saved}; the same command goes on from there" in said
+    assert newest(output / "checkpoints" / "tur-fin") == saved
     assert not list(output.glob("adapter.*"))
-    assert f"{after + 1} steps were done before; goes on from there" in done(**two(data, output))
+    assert f"{saved} steps were done before; goes on from there" in done(**two(data, output))
     assert_same(output, whole, "tur-fin")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +15,15 @@ from mms_jax.checkpoint import Directory
 from mms_jax.checkpoint.processor import load_tokenizer
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import DatasetError
+from mms_jax.training import evaluation, loop
 from mms_jax.training.data.clips import ClipRules
 from mms_jax.training.data.report import Report
 from mms_jax.training.data.rows import Row
 from mms_jax.training.data.streams import RowStream, stream_rows
 from mms_jax.training.feeds import StreamFeed
 from mms_jax.training.files.logs import RunLog
-from tests.test_training_resume import SIZES, assert_same, newest, stopped
-from tests.training_jobs import difference, done, mms, quick_jobs, run, settings, write_data
+from tests.test_training_resume import SIZES, assert_same, newest, stopped, two
+from tests.training_jobs import difference, done, evaluations, mms, quick_jobs, run, settings, write_data
 
 STREAM = {"target_language": "eng", "init_language": "eng", "streaming": True, "shuffle_buffer_size": 3}
 # Updates of a language come to the same beside another one: see test_training_slots.py.
@@ -138,3 +142,68 @@ def test_a_stream_that_failed_says_so_again(data, tmp_path):
         with pytest.raises(DatasetError, match="no clip can be used"):
             feed.take(step)
     assert feed.position(1)["clips"] == 0
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """What the job of two languages leaves that nobody stopped."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done(**two(data, output, eval_on_start=True))
+    return output
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 0), (2, 0), (3, 4), (4, 4), (5, 7), (6, 8), (7, 11)])
+def test_an_evaluation_is_given_up_at_sigterm_and_made_first_when_the_job_goes_on(
+    number, step, data, whole, tmp_path, monkeypatch
+):
+    """Of two languages at steps 0 and 4, of one at 7, 8 and 11, which is the last."""
+    output, evaluate = tmp_path / "out", loop.evaluate
+    for last in (number, 1):  # the evaluation that is to be made up for may be given up, too
+        count = itertools.count(1)
+
+        def told_to_end(*args, last=last, count=count, **options):
+            if next(count) == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate", told_to_end)
+            said = done(**two(data, output, eval_on_start=True))
+        assert f"SIGTERM: saved after step {step}; the same command goes on from there" in said
+        assert next(count) == last + 1
+        assert newest(output / "checkpoints" / "tur-fin") == step
+    assert not list(output.glob("adapter.*"))
+    done(**two(data, output, eval_on_start=True))
+    assert_same(output, whole, "tur-fin")
+
+
+def test_a_job_that_is_told_to_end_before_an_evaluation_does_not_begin_it(data, whole, tmp_path, monkeypatch):
+    """SIGTERM comes in the step before the one after which two languages are evaluated."""
+    output, evaluated = tmp_path / "out", []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", lambda *args, **_: evaluated.append(args) or pytest.fail("it begins"))
+        said = stopped(patch, after=3, **two(data, output))
+    assert "SIGTERM: saved after step 4" in said
+    assert evaluated == []
+    done(**two(data, output))
+    assert evaluations(output) == [record for record in evaluations(whole) if record["step"]]
+
+
+def test_an_evaluation_is_given_up_after_the_batch_that_is_on_its_way(data, tmp_path, monkeypatch):
+    heard, everywhere = [], evaluation._everywhere
+
+    def told_to_end(batch):
+        heard.append(batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return everywhere(batch)
+
+    monkeypatch.setattr(evaluation, "_everywhere", told_to_end)
+    flags = {"do_eval": True, "eval_split_name": "train", "train_split_name": "test", "max_steps": 2}
+    flags |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1}
+    said = done(**settings(data["tur"], tmp_path / "out", **flags))
+    assert "SIGTERM: saved after step 1" in said
+    assert len(heard) == 1
+    assert evaluations(tmp_path / "out") == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +33,17 @@ class EvalSet:
 
 
 def evaluate(
-    listen: Callable[..., Heard], params: Params, base: Params, slot: int, clips: EvalSet, maker: BatchMaker, mesh: Mesh
-) -> EvalResult:
-    """Loss (mean over clips, per label), error rates and share of blanks of one slot.
+    listen: Callable[..., Heard],
+    params: Params,
+    base: Params,
+    slot: int,
+    clips: EvalSet,
+    maker: BatchMaker,
+    mesh: Mesh,
+    *,
+    asked: Callable[[], bool],
+) -> EvalResult | None:
+    """Loss (mean over clips, per label), error rates and share of blanks of one slot; None if it was given up.
 
     Args:
         listen: from ``make_listener``.
@@ -45,6 +53,7 @@ def evaluate(
         clips: what is evaluated.
         maker: its ``rows`` is per_device_eval_batch_size; it does not augment.
         mesh: the devices.
+        asked: before every batch, whether to give up; all processes must get the same answer.
     """
     maker = replace(maker, passes=1, augment=False, dither=0.0, reduction="mean")
     at_once = maker.rows * maker.num_shards
@@ -53,6 +62,8 @@ def evaluate(
     losses = np.zeros(len(lengths))
     blanks = frames = 0
     for indices in bucketed_batches(lengths, batch_size=at_once, bucket=maker.pad_samples):
+        if asked():
+            return None
         prepared = maker.make(0, [[clips.items[index] for index in indices]])
         for error in prepared.failed.values():
             raise error
@@ -74,6 +85,18 @@ def evaluate(
         seconds=sum(lengths) / SAMPLING_RATE,
         samples=tuple(zip(clips.references[:SAMPLES], hypotheses[:SAMPLES], strict=True)),
     )
+
+
+def result_of_record(record: Mapping[str, Any]) -> EvalResult:
+    """A result that was saved as JSON."""
+    return EvalResult(**{**record, "samples": tuple((said, heard) for said, heard in record["samples"])})
+
+
+def of_any_process(flags: np.ndarray) -> np.ndarray:
+    """Flags that are set in any process: int32 [n] of 0 and 1, the same in all."""
+    if jax.process_count() == 1:
+        return flags
+    return np.asarray(multihost_utils.process_allgather(flags)).max(axis=0)
 
 
 def _everywhere(heard: Heard) -> Heard:

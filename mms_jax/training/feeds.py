@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mms_jax.errors import MMSError
-from mms_jax.training.batches import Item
+from mms_jax.training.batches import Feed, Item
 from mms_jax.training.data.clips import Clip, ClipRules, stream_clips
 from mms_jax.training.data.corpus import Corpus
 from mms_jax.training.data.report import Report
@@ -141,6 +141,18 @@ class StreamFeed:
                 counts = {"clips": clips, "samples": samples, "dropped": dropped}
                 yield clip, {"epoch": epoch, "rows": rows_read, **counts}
             epoch, skipped = epoch + 1, 0
+
+
+def take_all(feeds: Sequence[Feed | None], *, step: int) -> tuple[list[Sequence[Item]], dict[int, MMSError]]:
+    """The clips of an update from each feed (None: no clips), and the error of those that have none to give."""
+    items: list[Sequence[Item]] = [[] for _ in feeds]
+    failed: dict[int, MMSError] = {}
+    for place, feed in enumerate(feeds):
+        try:
+            items[place] = [] if feed is None else feed.take(step)
+        except MMSError as error:  # of that language alone
+            failed[place] = error
+    return items, failed
 
 
 def _numbered(rows: Iterable[Row], places: deque[tuple[str, int]], first: int) -> Iterator[Row]:

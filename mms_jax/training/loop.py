@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.errors import MMSError, TrainingError
 from mms_jax.models.trees import Params
 from mms_jax.parallel import shard_rows
-from mms_jax.training.batches import BatchMaker, Feed, Item, Prepared
-from mms_jax.training.evaluation import EvalSet, evaluate
-from mms_jax.training.feeds import AskedToEnd, StreamFeed
+from mms_jax.training.batches import BatchMaker, Feed, Prepared
+from mms_jax.training.evaluation import EvalSet, evaluate, of_any_process, result_of_record
+from mms_jax.training.feeds import AskedToEnd, StreamFeed, take_all
 from mms_jax.training.metrics import Averages, BlankMonitor, EvalResult
 from mms_jax.training.prefetch import prefetched
 from mms_jax.training.state import Optimizer, TrainState
@@ -47,13 +46,14 @@ class Slot:
     monitor: BlankMonitor | None = None
     stopped: str | None = None  # why it trains no more
     last: EvalResult | None = None
+    evaluated: int | None = None  # the step of its last evaluation
     best: float = math.inf  # of the metric, the lower the better
     best_result: EvalResult | None = None
     unheard: str | None = None  # why its last evaluation failed
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether it is evaluated when ``step`` updates are done."""
-        if self.evaluation is None or self.stopped is not None or step > self.total_steps:
+        """Whether it is still to be evaluated when ``step`` updates are done."""
+        if self.evaluation is None or self.stopped is not None or step > self.total_steps or step == self.evaluated:
             return False
         return step == self.total_steps or (self.eval_steps is not None and step % self.eval_steps == 0)
 
@@ -61,6 +61,7 @@ class Slot:
         """What is saved of it beside the arrays when ``step`` updates are done."""
         return {
             "stopped": self.stopped,
+            "evaluated": self.evaluated,
             "best": None if math.isinf(self.best) else self.best,
             "last": None if self.last is None else asdict(self.last),
             "best_result": None if self.best_result is None else asdict(self.best_result),
@@ -70,18 +71,13 @@ class Slot:
 
     def resume(self, record: Mapping[str, Any]) -> None:
         """Go on from a ``record``; the feed was made to."""
-        self.stopped = record["stopped"]
+        self.stopped, self.evaluated = record["stopped"], record["evaluated"]
         self.best = math.inf if record["best"] is None else record["best"]
-        self.last, self.best_result = _result(record["last"]), _result(record["best_result"])
+        self.last, self.best_result = (
+            None if record[name] is None else result_of_record(record[name]) for name in ("last", "best_result")
+        )
         if self.monitor is not None and record["monitor"] is not None:
             self.monitor.restore(record["monitor"])
-
-
-def _result(record: Mapping[str, Any] | None) -> EvalResult | None:
-    """An evaluation's result, from JSON."""
-    if record is None:
-        return None
-    return EvalResult(**{**record, "samples": tuple((said, heard) for said, heard in record["samples"])})
 
 
 class Log(Protocol):
@@ -141,6 +137,7 @@ class Trainer:
     _waiting: list[tuple[Pass, StepMetrics]] = field(default_factory=list)
     _since: float = 0.0  # when the steps of the next line of the log began
     _carried: float = 0.0  # seconds that they took before the job was interrupted
+    _asked: Callable[[], bool] = bool  # whether this process was asked to end; bool() is False
 
     def __post_init__(self):
         self._averages = Averages([slot.name for slot in self.slots])
@@ -178,7 +175,8 @@ class Trainer:
     def evaluate(self, hooks: Hooks) -> None:
         """Evaluate every slot as it is."""
         self._hooks = hooks
-        self._evaluate(self._evaluated())
+        for index in self._evaluated():
+            self._evaluate([index])
 
     def _evaluated_after(self, step: int) -> list[int]:
         return [index for index, slot in enumerate(self.slots) if slot.evaluates_after(step)]
@@ -193,26 +191,28 @@ class Trainer:
             TrainingError: no language could go on. Interrupted: SIGTERM came; the state is saved.
         """
         self._hooks = hooks
-        with _sigterm() as asked:
+        with _sigterm() as self._asked:
             for slot in self.slots:
                 # With several processes a step is what all of them take, or none: only there they agree to end.
                 if isinstance(slot.feed, StreamFeed) and jax.process_count() == 1:
-                    slot.feed.asked = asked
-            if self.eval_on_start and self.step == 0:
-                self._evaluate(self._evaluated())
+                    slot.feed.asked = self._asked
+            # What was given up when the job was asked to end comes before all else, as if it never had been.
+            due = self._evaluated_after(self.step) if self.step else self._evaluated() if self.eval_on_start else []
+            if due and self._evaluate(due):
+                self._leave()
             while self.active(self.step):
-                self._run_until_someone_stops(asked)
+                self._run_until_someone_stops()
         reasons = [f"{slot.name}: {slot.stopped}" for slot in self.slots if slot.stopped is not None]
         if len(reasons) == len(self.slots):
             raise TrainingError("; ".join(reasons))
 
-    def _run_until_someone_stops(self, asked: Callable[[], bool]) -> None:
+    def _run_until_someone_stops(self) -> None:
         """Steps with one set of languages, whose data is prepared in the background."""
         self._since, self._carried = time.perf_counter() - self._carried, 0.0
         stopped = [slot.stopped for slot in self.slots]
         with prefetched(self._steps(self.step)) as steps:
             for passes in steps:
-                interrupted = self._agree(passes, asked())
+                interrupted = self._agree(passes)
                 if any(slot.stopped != before for slot, before in zip(self.slots, stopped, strict=True)):
                     return
                 self._train(passes)
@@ -223,8 +223,11 @@ class Trainer:
                     return
         self._settle()
         if self.active(self.step):  # it was asked to end while it waited for its data
-            self._hooks.save()
-            raise Interrupted(self.step)
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        self._hooks.save()
+        raise Interrupted(self.step)
 
     def _steps(self, start: int) -> Iterator[list[Pass]]:
         """The data of every step from ``start`` on, until a stream is left."""
@@ -245,25 +248,18 @@ class Trainer:
             yield (*group, *range(len(self.slots), len(self.slots) + size - len(group)))
 
     def _pass(self, step: int, group: tuple[int, ...]) -> Pass:
-        items: list[Sequence[Item]] = [[] for _ in group]
-        failed: dict[int, MMSError] = {}
-        for place, index in enumerate(group):
-            feed = self.slots[index].feed if index < len(self.slots) else None
-            try:
-                items[place] = [] if feed is None else feed.take(step)
-            except MMSError as error:  # of that language alone, as in ``make``
-                failed[place] = error
+        feeds = [self.slots[index].feed if index < len(self.slots) else None for index in group]
+        items, failed = take_all(feeds, step=step)
         prepared = self.maker.make(step, items)
         return Pass(step, group, prepared._replace(failed=prepared.failed | failed))
 
-    def _agree(self, passes: Sequence[Pass], asked: bool) -> bool:
+    def _agree(self, passes: Sequence[Pass]) -> bool:
         """Stop languages whose clips some process cannot read; returns whether any process was asked to end."""
         failed = {one.slots[place]: error for one in passes for place, error in one.prepared.failed.items()}
         flags = np.zeros(len(self.slots) + 1, np.int32)
         flags[list(failed)] = 1
-        flags[-1] = asked
-        if jax.process_count() > 1:
-            flags = np.asarray(multihost_utils.process_allgather(flags)).max(axis=0)
+        flags[-1] = self._asked()
+        flags = of_any_process(flags)
         if flags[:-1].any() and self.step:  # a clip can be mended, and its language then go on from here
             self._settle()
             self._hooks.save()
@@ -325,12 +321,12 @@ class Trainer:
         evaluated, last = self._evaluated_after(self.step), not self.active(self.step)
         if logs or last:  # not where it is interrupted: the log is to be that of a run that never was
             self._write_log()
-        if evaluated:
-            self._evaluate(evaluated)
-        all_stopped = all(slot.stopped is not None for slot in self.slots)
-        if (saves or interrupted or last) and not all_stopped:  # else what was saved before is worth more
-            self._hooks.save()
-        if interrupted and not last:
+        if evaluated and not interrupted:
+            interrupted = self._evaluate(evaluated)
+            self._since = time.perf_counter()
+        if (saves or interrupted or last) and any(slot.stopped is None for slot in self.slots):
+            self._hooks.save()  # where all stopped, what was saved before is worth more
+        if interrupted and (not last or self._evaluated_after(self.step)):
             raise Interrupted(self.step)
         self._since = time.perf_counter() if evaluated or saves else self._since  # speed is that of training
 
@@ -349,27 +345,44 @@ class Trainer:
                 self._hooks.log.event(advice)
         self._frames[:] = 0
 
-    def _evaluate(self, indices: Sequence[int]) -> None:
+    def _evaluate(self, indices: Sequence[int]) -> bool:
+        """Evaluate slots and take note of all or, where it is given up, of none; returns whether it was given up."""
+        found: list[tuple[int, EvalResult | MMSError]] = []
         for index in indices:
-            slot = self.slots[index]
-            assert slot.evaluation is not None
+            clips = self.slots[index].evaluation
+            assert clips is not None
+            parts = self.state.params, self.base, index, clips, self.eval_maker, self.mesh
             try:
-                slot.last = evaluate(
-                    self._listen, self.state.params, self.base, index, slot.evaluation, self.eval_maker, self.mesh
-                )
+                result = evaluate(self._listen, *parts, asked=self._asked_anywhere)
             except MMSError as error:  # a clip that cannot be read any more is no reason to lose what was trained
                 if jax.process_count() > 1:  # the others wait for this process
                     raise
-                slot.unheard = f"could not be evaluated after step {self.step}: {error}"
-                self._hooks.log.event(f"{slot.name} {slot.unheard}")
-                continue
-            slot.unheard = None
-            self._hooks.log.evaluation(self.step, slot.name, slot.last)
-            score = getattr(slot.last, self.metric)
-            if score < slot.best:
-                slot.best, slot.best_result = score, slot.last
-                self._hooks.improved(index)
+                result = error
+            if result is None:
+                return True
+            found.append((index, result))
+        for index, result in found:
+            self._note_evaluation(index, result)
         self._hooks.evaluated()
+        return False
+
+    def _note_evaluation(self, index: int, result: EvalResult | MMSError) -> None:
+        slot = self.slots[index]
+        slot.evaluated, slot.unheard = self.step, None
+        if isinstance(result, MMSError):
+            slot.unheard = f"could not be evaluated after step {self.step}: {result}"
+            self._hooks.log.advance(self.step)  # the event is of this step, even where the job goes on with it
+            self._hooks.log.event(f"{slot.name} {slot.unheard}")
+            return
+        slot.last = result
+        self._hooks.log.evaluation(self.step, slot.name, slot.last)
+        score = getattr(slot.last, self.metric)
+        if score < slot.best:
+            slot.best, slot.best_result = score, slot.last
+            self._hooks.improved(index)
+
+    def _asked_anywhere(self) -> bool:
+        return bool(of_any_process(np.array([self._asked()], np.int32)).any())
 
 
 @contextmanager
