@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from mms_jax import cli
+from mms_jax.cli import demo_train
+from mms_jax.cli.train import add_train
 from mms_jax.training import job, material
-from mms_jax.training.arguments import TrainingArguments
+from mms_jax.training.arguments import TrainingArguments, read_arguments
 from tests.training_jobs import done, evaluations, quick_jobs, run, settings, write_data, write_split
 
 
@@ -168,6 +171,13 @@ BEST: dict[str, Any] = {
 BEST |= {"lr_scheduler_type": "constant"}
 
 
+def test_what_is_said_once_the_bar_is_there_goes_above_it(data, tmp_path, monkeypatch):
+    above = []
+    monkeypatch.setattr(job.RunLog, "say", lambda _, message: above.append(message))
+    done(**settings(data, tmp_path / "out", max_steps=1))
+    assert [message.split(" M ")[1][:18] for message in above] == ["parameters trained"]
+
+
 @pytest.mark.parametrize("keeps_best", [True, False])
 def test_a_job_says_which_step_was_the_best_and_which_is_written(keeps_best, data, tmp_path):
     """The learning rate is far too high, so the best is not the last."""
@@ -211,3 +221,29 @@ def test_ctrl_c_ends_with_130_and_one_line_of_what_is_not_saved(save_steps, told
     monkeypatch.undo()
     resumed = "2 steps were done before; goes on from there" in done(**flags)
     assert resumed == (save_steps != 5)
+
+
+def test_the_demo_reports_the_error_rate_that_it_shows_on_its_card():
+    parser = argparse.ArgumentParser()
+    add_train(parser.add_subparsers())
+    read = read_arguments(parser.parse_args(["train", *demo_train.train_flags(Path("out"))]))
+    assert read.eval_metrics == ("wer", "cer")
+
+
+def test_the_demo_s_last_lines_name_all_that_a_job_leaves(data, tmp_path):
+    for language in ("swe", "ita"):
+        done(**settings(data, tmp_path, target_language=language, do_eval=True, max_steps=1))
+    told = "\n".join(demo_train._contents(tmp_path))
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert {"checkpoints", "training_results.json", "training_base.json", "metrics-1.jsonl", "runs"} <= names
+    assert {"training_curve-1.png", "README.md"} <= names
+    assert sorted(re.findall(r"[\w.-]+\.\w+\b|checkpoints|runs", told)) == sorted(names)
+
+
+def test_the_readme_names_what_a_job_leaves_and_the_default_splits():
+    text = (Path(cli.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("\n## Train\n") : text.index("\n## Equal to PyTorch")]
+    for name in ("training_results.json", "training_base.json", "metrics-1.jsonl", "checkpoints/", "eval_results.json"):
+        assert f"`{name}`" in section
+    for name in ("train_split_name", "eval_split_name"):
+        assert f"--{name} {getattr(TrainingArguments(**NAMES), name)}`" in section

@@ -7,6 +7,8 @@ import csv
 import json
 import shlex
 import time
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ LANGUAGE, NEAREST = "ita", "spa"
 CLIPS = DEMO_MODEL.parent / LANGUAGE
 STEPS = 120
 SHOWN = 4  # texts
+# What a job leaves, by patterns of names; all else is what a model needs.
+LEFT = {
+    f"adapter.{LANGUAGE}.safetensors": "what was trained",
+    "README.md training_results.json": "the model card, and the facts that it is made of",
+    "training_base.json": "which base the adapters belong to",
+    "metrics.jsonl training_curve.png runs": "the log, its picture, and the same for TensorBoard",
+    "metrics-*.jsonl training_curve-*.png": "those of earlier jobs",
+    "checkpoints": "the job's state, to go on from; not needed to use the adapter",
+}
 
 
 def add_demo_train(commands: Any) -> None:
@@ -47,7 +58,16 @@ def train_flags(output: Path) -> list[str]:
         "eval_strategy": "steps",
         "eval_steps": STEPS // 2,
     }
-    switches = ["--eval_on_start", "--group_by_length", "--overwrite_output_dir", "--do_train", "--do_eval"]
+    switches = [
+        "--eval_metrics",
+        "wer",
+        "cer",
+        "--eval_on_start",
+        "--group_by_length",
+        "--overwrite_output_dir",
+        "--do_train",
+        "--do_eval",
+    ]
     return [f"--{name}={value}" for name, value in flags.items()] + switches
 
 
@@ -67,8 +87,20 @@ def _demo_train(options: argparse.Namespace) -> int:
     for name, result in (("a fresh adapter", before), ("the trained one", after)):
         print(f"  {name}         CER {result['cer']:6.1%}  WER {result['wer']:6.1%}")
     _try(output)
-    print(f"\nIn {output}: adapter.{LANGUAGE}.safetensors, training_curve.png, and what transformers needs to load it.")
+    print("\n".join(["", f"In {output}:", *_contents(output)]))
     return 0
+
+
+def _contents(output: Path) -> list[str]:
+    """A line for each kind of file in a directory, with the names that are there."""
+    there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    found = {
+        what: sorted(name for name in there if any(map(partial(fnmatch, name), patterns.split())))
+        for patterns, what in LEFT.items()
+    }
+    rest = sorted(there - {name for names in found.values() for name in names})
+    found["the base and the vocabularies, with which load_asr and transformers load the adapter"] = rest
+    return [f"  {', '.join(names)}: {what}" for what, names in found.items() if names]
 
 
 def _evaluations(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
