@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mms_jax.checkpoint import Directory
@@ -16,12 +19,15 @@ from mms_jax.checkpoint.processor import load_tokenizer
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import DatasetError
 from mms_jax.training import evaluation, loop
+from mms_jax.training.assemble import StreamShapes
+from mms_jax.training.batches import BatchMaker
 from mms_jax.training.data.clips import ClipRules
 from mms_jax.training.data.report import Report
 from mms_jax.training.data.rows import Row
 from mms_jax.training.data.streams import RowStream, stream_rows
 from mms_jax.training.feeds import StreamFeed
 from mms_jax.training.files.logs import RunLog
+from tests.sounds import RATE
 from tests.test_training_resume import SIZES, assert_same, newest, stopped, two
 from tests.training_jobs import difference, done, evaluations, mms, quick_jobs, run, settings, write_data
 
@@ -142,6 +148,34 @@ def test_a_stream_that_failed_says_so_again(data, tmp_path):
         with pytest.raises(DatasetError, match="no clip can be used"):
             feed.take(step)
     assert feed.position(1)["clips"] == 0
+
+
+@pytest.mark.parametrize("most", [20 * RATE, 3600 * RATE, math.inf])
+def test_a_clip_of_a_stream_is_padded_alike_however_long_others_may_be(most):
+    shapes = StreamShapes(sys.maxsize if math.isinf(most) else most)
+    sizes = np.arange(400, 14 * RATE, 111)
+    lengths = [shapes.pad_samples(int(size)) for size in sizes]
+    assert lengths == [StreamShapes(60 * RATE).pad_samples(int(size)) for size in sizes]
+    assert all(length >= size for length, size in zip(lengths, sizes, strict=True))
+    assert shapes.pad_samples(RATE // 2) <= 1.5 * RATE
+    assert max(length / size for length, size in zip(lengths, sizes, strict=True) if size >= RATE) <= 1.6
+    assert len(set(lengths)) <= 8  # each compiles a step
+
+
+@pytest.mark.parametrize("most", [400, 401, RATE // 2, 2 * RATE + 1, 20 * RATE])
+def test_no_clip_of_a_stream_is_padded_by_more_than_a_frame_beyond_the_longest_that_may_be(most):
+    shapes = StreamShapes(most)
+    assert {shapes.pad_samples(size) >= size for size in range(1, most + 1, max(1, most // 997))} == {True}
+    assert most <= shapes.pad_samples(most) < most + 320
+
+
+def test_a_stream_of_clips_of_any_length_is_trained_on(tmp_path, monkeypatch):
+    padded = []
+    make = BatchMaker.make
+    monkeypatch.setattr(BatchMaker, "make", lambda *args: padded.append(make(*args)) or padded[-1])
+    folder = write_data(tmp_path / "data", sizes=[8000])
+    done(**settings(folder, tmp_path / "out", **STREAM, max_steps=1, max_duration_in_seconds="inf"))
+    assert {one.batch.input_values.shape[-1] for one in padded} == {StreamShapes(sys.maxsize).pad_samples(8000)}
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

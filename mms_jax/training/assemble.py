@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.features import FeatureExtractor, next_bucket
+from mms_jax.features import FRAME_SAMPLES, FRAME_STRIDE, FeatureExtractor, bucket_length, next_bucket
 from mms_jax.parallel import local_shards, make_mesh, replicate
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.batches import BatchMaker, Feed
 from mms_jax.training.data.corpus import Corpus
-from mms_jax.training.data.sampler import PaddedShapes, Sampler, padded_lengths
+from mms_jax.training.data.sampler import PaddedShapes, Sampler
 from mms_jax.training.feeds import CorpusFeed, StreamFeed
 from mms_jax.training.loop import Slot, Trainer
 from mms_jax.training.material import Material, longest_shapes
@@ -25,7 +23,8 @@ from mms_jax.training.model import Start
 from mms_jax.training.state import Optimizer, init_state
 from mms_jax.training.step import Objective
 
-STREAM_SECONDS = 1.0  # the shortest of the padded lengths of a stream, whose clips are not known beforehand
+# Padded lengths of a stream, whose clips are not known beforehand: at least so long, each so many times the one before.
+STREAM_SECONDS, STREAM_RATIO = 1.0, 1.5
 STREAM_LABELS = 32  # the fewest padded labels of one
 FIRST_LOSS_SCALE = 2.0**15  # float16
 # Every padded length compiles a step, for about as long as so many steps take: a short job does better with few.
@@ -151,20 +150,21 @@ def _shapes(a: TrainingArguments, materials: Sequence[Material], steps: int) -> 
     if not a.streaming:
         most = min(MOST_SHAPES, max(FEWEST_SHAPES, steps // STEPS_OF_A_SHAPE))
         return PaddedShapes.of(*longest_shapes(materials), most=most)
-    seconds = np.array([min(STREAM_SECONDS, a.max_duration_in_seconds), a.max_duration_in_seconds])
-    return StreamShapes(padded_lengths((seconds * SAMPLING_RATE).astype(np.int64)))
+    return StreamShapes(max(one.rules.max_samples for one in materials))
 
 
 @dataclass(frozen=True)
 class StreamShapes:
-    """Padded shapes where nobody knows the clips beforehand."""
+    """Padded shapes where nobody knows the clips beforehand: geometric series, whatever the longest clip may be."""
 
-    lengths: tuple[int, ...]
+    max_samples: int  # of a clip; nothing is padded further than its frames reach
 
     def pad_samples(self, num_samples: int) -> int:
-        """The smallest length that holds so many."""
-        return next(length for length in self.lengths if length >= num_samples)
+        """The smallest length of the series that holds so many, or as much as a clip may have."""
+        longest = FRAME_SAMPLES + FRAME_STRIDE * max(0, -(-(self.max_samples - FRAME_SAMPLES) // FRAME_STRIDE))
+        least = max(num_samples, int(STREAM_SECONDS * SAMPLING_RATE))
+        return min(bucket_length(least, ratio=STREAM_RATIO), longest)
 
     def pad_labels(self, num_samples: int, num_labels: int) -> int:
         """The smallest of a geometric series that holds so many labels."""
-        return next_bucket(num_labels, first=STREAM_LABELS, ratio=1.5)
+        return next_bucket(num_labels, first=STREAM_LABELS, ratio=STREAM_RATIO)
