@@ -24,6 +24,7 @@ from mms_jax.errors import (
     VocabularyError,
 )
 from mms_jax.languages import languages
+from mms_jax.memory import reuse_freed_memory
 from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
 from mms_jax.pipelines.compilation import enable_compilation_cache
 from mms_jax.pipelines.demo import DEMO_LID, DEMO_MODEL
@@ -66,6 +67,7 @@ __all__ = [
     "load_encoder",
     "load_lid",
     "load_tts",
+    "reuse_freed_memory",
     "to_srt",
     "to_vtt",
 ]

@@ -55,6 +55,7 @@ from experiments.benchmarks.train_setup import (
     write_data_set,
 )
 from experiments.benchmarks.train_worker import WorkerError, take_turns
+from mms_jax.memory import reuse_freed_memory
 
 CHECKED_STEPS = 4  # whose losses are compared
 # Largest difference of a loss, relative. float32: order of summation, and Adam's division by small gradients after the
@@ -99,6 +100,7 @@ def main() -> None:
 
 def work(what: str, settings: Settings) -> None:
     """Be a worker."""
+    reuse_freed_memory()  # either side is faster for it
     if what.startswith("peer"):
         from experiments.benchmarks import train_peer as side
     else:

@@ -20,6 +20,7 @@ from mms_jax.cli.train import add_train
 from mms_jax.cli.transcribe import add_transcribe
 from mms_jax.errors import MMSError
 from mms_jax.languages import find_languages, language_name, languages
+from mms_jax.memory import reuse_freed_memory
 from mms_jax.pipelines.compilation import program_cache
 from mms_jax.pipelines.demo import run_demo
 from mms_jax.pipelines.info import describe, model_languages
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Transcripts are in any script, whatever the locale says, and names of files in none that is sure.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     options = _parser().parse_args(arguments)
+    if arguments is None:  # a process of its own
+        reuse_freed_memory()
     try:
         with nullcontext() if options.command in _WITHOUT_MODEL else program_cache(warn):
             code = options.run(options)

@@ -108,7 +108,7 @@ class TrainingArguments:
     streaming: bool = _option(
         False, "read the data as it comes, for more than fits a disk; needs --max_steps", group=_DATA
     )
-    shuffle_buffer_size: int = _option(500, "clips among which a stream is shuffled; says --streaming, too", group=_DATA)
+    shuffle_buffer_size: int = _option(500, "clips to shuffle a stream among; says --streaming, too", group=_DATA)
     preprocessing_num_workers: int | None = _option(None, "threads that decode audio", group=_DATA)
 
     # training
