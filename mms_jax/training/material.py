@@ -105,7 +105,7 @@ class Material:
     @property
     def identity(self) -> dict[str, str]:
         """Digests of what a job that is resumed must find again, by what they are of; of a stream, no clips."""
-        parts = {"vocabulary": [json.dumps(self.vocabulary.tokens).encode()]}
+        parts = {"vocabulary": [json.dumps(dict(self.vocabulary.tokens), sort_keys=True).encode()]}
         if isinstance(self.train, Corpus):
             parts["clips"] = [self.train.num_samples.tobytes(), *(labels.tobytes() for labels in self.train.labels)]
         return {what: hashlib.blake2b(b"\0".join(chunks), digest_size=16).hexdigest() for what, chunks in parts.items()}

@@ -121,7 +121,8 @@ def save_checkpoint(
     """
     if checkpoints.latest() == trainer.step:
         return
-    scores = [getattr(slot.last, trainer.metric) for slot in trainer.slots if slot.last is not None]
+    now = [slot for slot in trainer.slots if slot.evaluated == trainer.step]  # others' scores are of earlier states
+    scores = [getattr(slot.last, trainer.metric) for slot in now if slot.last is not None]
     info = trainer.record() | {
         "step": trainer.step,
         "fingerprint": fingerprint,
