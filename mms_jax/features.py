@@ -15,7 +15,9 @@ from mms_jax.errors import AudioError, ConfigError
 FRAME_SAMPLES = 400  # samples that one frame sees: 25 ms at 16 kHz
 FRAME_STRIDE = 320  # samples from one frame to the next: 20 ms at 16 kHz
 MAX_AMPLITUDE = 2.0**31  # float audio at int32's scale is allowed; above it is no audio, and its variance overflows
-BUCKET_RATIO = 1.15  # a row is at most 13 % or one frame of padding; 49 lengths reach to 30 s, 71 to half an hour
+FRAMES_PER_SECOND = 50
+WHOLE_SECONDS = (5, 10, 15, 20, 30, 60, 120)  # what long recordings are cut to
+BUCKET_RATIO = 1.15  # a row is at most 13 % or one frame of padding; 52 lengths reach to 30 s, 85 to half an hour
 
 REQUIRED = {  # keys of preprocessor_config.json that must say this, because nothing else is computed here
     "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -127,12 +129,15 @@ def bucket_length(num_samples: int, *, ratio: float = BUCKET_RATIO) -> int:
     """The smallest length of a fixed, roughly geometric series that holds ``num_samples``, in samples.
 
     The lengths are those of T whole frames, 400 + 320 (T - 1): each T is ``ratio`` times the one before, rounded down,
-    or the next integer. Few lengths mean few compilations.
+    or the next integer, but none of the lengths that clips are cut to (``WHOLE_SECONDS``) is stepped over. Few lengths
+    mean few compilations.
     """
     if num_samples < 0:
         raise ValueError(f"num_samples={num_samples} must not be negative")
     needed = max(0, math.ceil((num_samples - FRAME_SAMPLES) / FRAME_STRIDE)) + 1
-    return FRAME_SAMPLES + FRAME_STRIDE * (next_bucket(needed, ratio=ratio) - 1)
+    frames = next_bucket(needed, ratio=ratio)
+    cuts = [FRAMES_PER_SECOND * seconds for seconds in WHOLE_SECONDS if needed <= FRAMES_PER_SECOND * seconds <= frames]
+    return FRAME_SAMPLES + FRAME_STRIDE * (min(cuts, default=frames) - 1)
 
 
 def next_bucket(count: int, *, first: int = 1, ratio: float = BUCKET_RATIO) -> int:

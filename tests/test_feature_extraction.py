@@ -220,7 +220,7 @@ def test_longer_audio_never_gets_a_shorter_bucket(num_samples, more):
 
 def test_buckets_are_few_and_close():
     buckets = sorted({bucket_length(num_samples) for num_samples in range(0, 30 * 16_000 + 1, 80)})
-    assert len(buckets) <= 49  # each is a compilation
+    assert len(buckets) <= 52  # each is a compilation
     for shorter, longer in itertools.pairwise(buckets):
         assert longer - shorter == 320 or (longer - 80) / (shorter - 80) <= 1.15
 

@@ -16,10 +16,11 @@ from mms_jax.training.batches import BatchMaker, Feed
 from mms_jax.training.data.corpus import Corpus
 from mms_jax.training.data.sampler import PaddedShapes, Sampler
 from mms_jax.training.feeds import CorpusFeed, StreamFeed
-from mms_jax.training.loop import Slot, Trainer
+from mms_jax.training.loop import Trainer
 from mms_jax.training.material import Material, longest_shapes
 from mms_jax.training.metrics import BlankMonitor
 from mms_jax.training.model import Start
+from mms_jax.training.slot import Slot
 from mms_jax.training.state import Optimizer, init_state
 from mms_jax.training.step import Objective
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,8 +385,3 @@ def longest_shapes(materials: Sequence[Material]) -> tuple[np.ndarray, np.ndarra
     samples = [np.array([item.num_samples for item in items], np.int64), *(corpus.num_samples for corpus in corpora)]
     labels = [np.array([len(item.labels) for item in items], np.int64), *(corpus.num_labels for corpus in corpora)]
     return np.concatenate(samples), np.concatenate(labels)
-
-
-def dropped(report: Report) -> Mapping[str, int]:
-    """How many clips were dropped, by reason."""
-    return {reason: len(names) for reason, names in report.dropped.items()}

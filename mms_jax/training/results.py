@@ -23,9 +23,10 @@ from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.training.arguments import TrainingArguments
 from mms_jax.training.feeds import StreamFeed
 from mms_jax.training.files.card import BaseReport, LanguageReport, write_card
+from mms_jax.training.files.logs import METRICS, best_evaluation
 from mms_jax.training.files.output import CHECKPOINTS, OutputDirectory, prepare_model_directory, push_to_hub, save_model
 from mms_jax.training.loop import Trainer
-from mms_jax.training.material import MODEL, Material, dropped
+from mms_jax.training.material import MODEL, Material
 from mms_jax.training.state import take_slot
 
 EVALUATION = "eval_results.json"
@@ -156,6 +157,7 @@ class Results:
         local = Path(material.names.dataset.split(",")[0].partition("=")[2] or material.names.dataset).exists()
         # Where the last evaluation failed, an earlier one says nothing of what is written.
         result = slot.best_result if a.load_best_model_at_end else slot.last if slot.unheard is None else None
+        best = best_evaluation(self.output / METRICS, slot.name, metric=trainer.metric)
         metrics = {} if result is None else {name: getattr(result, name) for name in ("loss", *a.eval_metrics)}
         return LanguageReport(
             language=material.names.language,
@@ -166,11 +168,12 @@ class Results:
             eval_split=a.eval_split_name if a.do_eval else None,
             clips=clips,
             hours=hours,
-            dropped=dropped(material.report),
+            dropped=material.report.num_dropped_by_reason,
             eval_clips=0 if result is None else result.num_clips,
             steps=slot.total_steps,
             hyperparameters=self._told(),
             metrics=metrics,
+            best_step=best[0] if a.load_best_model_at_end and best is not None else None,
         )
 
     def _told(self) -> dict[str, Any]:
