@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
 
-from mms_jax.models.layers import matmul
+from mms_jax.models.products import matmul
 
 ROOT = Path(__file__).parents[1]
 MAX_FILE_LINES = 399  # a file is read in one sitting
@@ -242,5 +242,5 @@ def test_shapes_are_checked_in_every_module_that_annotates_them():
 )
 def test_a_wrong_shape_is_caught_where_it_enters(x, kernel):
     assert matmul(jnp.zeros((2, 3)), jnp.zeros((3, 5)), dtype=jnp.float32).shape == (2, 5)
-    with pytest.raises(TypeCheckError, match=r"parameters of mms_jax[.]models[.]layers[.]matmul"):
+    with pytest.raises(TypeCheckError, match=r"parameters of mms_jax[.]models[.]products[.]matmul"):
         matmul(x, kernel, dtype=jnp.float32)

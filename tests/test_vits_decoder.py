@@ -14,7 +14,8 @@ import transformers
 from transformers.models.vits.modeling_vits import VitsHifiGan
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import conv, same_padding
+from mms_jax.models.layers import same_padding
+from mms_jax.models.products import conv
 from mms_jax.models.vits import decoder as decoder_file
 from mms_jax.models.vits.convolution import GROUP, Signal, toom_cook_conv, transform_kernel
 from mms_jax.models.vits.decoder import Decoder, prepare_kernels, receptive_field

@@ -1,9 +1,8 @@
 """The few layers all models are built of: one Dense, one LayerNorm, the convolutions, the activations.
 
-Numerics are decided here, once. ``dtype`` is the dtype of matrix-product operands; products accumulate in float32
-and everything between them (norms, softmax, residual stream) is float32, whatever ``dtype`` is. On CPUs with AMX this
-is what makes bfloat16 fast: bfloat16 operands with a bfloat16 result are computed in float32 there. Kernels that are
-stored in int8 are multiplied in int8; with ``dtype`` int8 all other products are bfloat16's.
+``dtype`` is the dtype of matrix-product operands (products.py); everything between products (norms, softmax, residual
+stream) is float32, whatever ``dtype`` is. Kernels that are stored in int8 are multiplied in int8; with ``dtype`` int8
+all other products are bfloat16's.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mms_jax.models.int8 import int8_matmul
+from mms_jax.models.products import conv, einsum, matmul
 from mms_jax.models.trees import Params, flatten, unflatten
 
 TORCH_NORM_EPS = 1e-5  # torch.nn.LayerNorm's and GroupNorm's default, used where the original passes no epsilon
@@ -68,123 +67,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def operand_dtype(dtype: DTypeLike) -> np.dtype:
-    """What operands of products are taken as, where a kernel is not stored in int8."""
-    return jnp.dtype(jnp.bfloat16 if jnp.dtype(dtype) == jnp.int8 else dtype)
-
-
-def precision_of(dtype: DTypeLike) -> lax.Precision:
-    """Float32 means float32: by default GPUs would use TF32 and TPUs bfloat16 for it, and parity would be lost."""
-    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
-
-
-def matmul(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *, dtype: DTypeLike) -> Float[Array, "*batch O"]:
-    """``x @ kernel`` with operands of ``dtype``, accumulated and returned in float32."""
-    rows = einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel, dtype=dtype)
-    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def einsum(subscripts: str, x: jax.Array, y: jax.Array, *, dtype: DTypeLike) -> jax.Array:
-    """``jnp.einsum`` of two operands, taken as ``dtype``, accumulated and returned in float32; so are its gradients.
-
-    Every index must be in two of the three terms.
-    """
-    dtype = operand_dtype(dtype)
-    return (_einsum if dtype == jnp.float32 else _narrow_einsum)(subscripts, dtype, x, y)
-
-
-def _einsum(subscripts: str, dtype: DTypeLike, x: jax.Array, y: jax.Array) -> jax.Array:
-    x, y = x.astype(dtype), y.astype(dtype)
-    return jnp.einsum(subscripts, x, y, precision=precision_of(dtype), preferred_element_type=jnp.float32)
-
-
-# By itself the gradient of a product of bfloat16 would be one of float32, the cotangent's dtype: 5x slower on CPUs with
-# AMX, 8x on GPUs. So the cotangent is taken as the operands' dtype, too. What only the gradient of a frozen operand
-# would need is not kept.
-_narrow_einsum = jax.custom_vjp(_einsum, nondiff_argnums=(0, 1))
-
-
-def _narrow_forward(subscripts: str, dtype: DTypeLike, x: Any, y: Any) -> tuple[jax.Array, Any]:
-    kept = (
-        x.value.astype(dtype) if y.perturbed else None,
-        y.value.astype(dtype) if x.perturbed else None,
-        jnp.zeros((0,), x.value.dtype),  # for their dtypes: gradients must have the same
-        jnp.zeros((0,), y.value.dtype),
-    )
-    return _einsum(subscripts, dtype, x.value, y.value), kept
-
-
-def _narrow_backward(subscripts: str, dtype: DTypeLike, kept: Any, cotangent: Any) -> tuple[Any, Any]:
-    x, y, x_like, y_like = kept
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None
-    operands, result = subscripts.split("->")
-    of_x, of_y = operands.split(",")
-    x_bar = None if y is None else _einsum(f"{result},{of_y}->{of_x}", dtype, cotangent, y).astype(x_like.dtype)
-    # The cotangent first here, too: for attention's bfloat16 scores the other order is one that jaxlib 0.10.2 compiles
-    # for CPUs to a product it does not have.
-    y_bar = None if x is None else _einsum(f"{result},{of_x}->{of_y}", dtype, cotangent, x).astype(y_like.dtype)
-    return x_bar, y_bar
-
-
-_narrow_einsum.defvjp(_narrow_forward, _narrow_backward, symbolic_zeros=True)
-
-
-def conv(
-    x: Float[Array, "B S I"],
-    kernel: Float[Array, "K J O"],
-    *,
-    dtype: DTypeLike,
-    stride: int = 1,
-    dilation: int = 1,
-    padding: tuple[int, int] = (0, 0),
-    groups: int = 1,
-) -> Float[Array, "B T O"]:
-    """1-D convolution, channels last, ``padding`` zeros before and behind; operands of ``dtype``, result float32.
-
-    Gradients are computed in float32.
-    """
-    dtype = operand_dtype(dtype)
-    run = functools.partial(_conv, stride=stride, dilation=dilation, padding=padding, groups=groups)
-    if jnp.dtype(dtype) == jnp.float32:
-        return run(x, kernel, jnp.float32)
-    narrow = jax.custom_vjp(functools.partial(run, dtype=dtype))
-
-    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
-        return narrow(x, kernel), (x, kernel)
-
-    def backward(kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rounded = (operand.astype(dtype).astype(jnp.float32) for operand in kept)
-        gradients = jax.vjp(functools.partial(run, dtype=jnp.float32), *rounded)[1](cotangent)
-        return tuple(gradient.astype(operand.dtype) for gradient, operand in zip(gradients, kept, strict=True))
-
-    narrow.defvjp(forward, backward)
-    return narrow(x, kernel)
-
-
-def _conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    dtype: DTypeLike,
-    *,
-    stride: int,
-    dilation: int,
-    padding: tuple[int, int],
-    groups: int,
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        window_strides=(stride,),
-        padding=[padding],
-        rhs_dilation=(dilation,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=groups,
-        precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 class Dense(nn.Module):

@@ -25,12 +25,11 @@ from mms_jax.models.layers import (
     Dense,
     Dropout,
     LayerNorm,
-    conv,
-    einsum,
     of_rows,
     softmax,
     weight_normed_kernel,
 )
+from mms_jax.models.products import conv, einsum
 
 
 class EncoderOutput(NamedTuple):

@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from mms_jax.models.layers import einsum
+from mms_jax.models.products import einsum
 
 GROUP = 4  # outputs computed together; 6 would save another quarter of the multiplications at 20 times the error
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # and infinity: the small numbers that round least

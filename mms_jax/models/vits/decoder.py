@@ -22,7 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import Dense, conv, matmul, same_padding
+from mms_jax.models.layers import Dense, same_padding
+from mms_jax.models.products import conv, matmul
 from mms_jax.models.trees import Params, flatten, unflatten
 from mms_jax.models.vits.convolution import GROUP, Signal, toom_cook_conv, transform_kernel
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import ACTIVATIONS, MASKED_SCORE, Conv, Dense, LayerNorm, einsum, same_padding, softmax
+from mms_jax.models.layers import ACTIVATIONS, MASKED_SCORE, Conv, Dense, LayerNorm, same_padding, softmax
+from mms_jax.models.products import einsum
 
 exact = functools.partial(einsum, dtype=jnp.float32)
 

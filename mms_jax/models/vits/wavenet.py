@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import VitsConfig
-from mms_jax.models.layers import conv, same_padding, weight_normed_kernel
+from mms_jax.models.layers import same_padding, weight_normed_kernel
+from mms_jax.models.products import conv
 
 
 class NormalizedConv(nn.Module):
