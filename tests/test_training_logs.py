@@ -374,3 +374,15 @@ def test_nothing_stays_open(tmp_path):
     with files_up_to(0), pytest.raises(OSError, match=r"events\.out\.tfevents") as full:
         open_log(tmp_path / "full")
     assert len(os.listdir("/proc/self/fd")) == before, (obstructed, full)  # which keep the tracebacks' objects alive
+
+
+def test_an_evaluation_that_is_made_once_more_stands_there_once(tmp_path):
+    """Killed after an evaluation, before the state that knows of it was saved."""
+    for due in ((), ("tur",)):
+        with RunLog(
+            tmp_path, total_steps=9, languages=["tur", "fin"], resume_step=4 if due else 0, resume_due=due
+        ) as log:
+            for language in due or ("fin", "tur"):
+                log.evaluation(4, language, RESULT)
+    found = [(line["type"], line["language"]) for line in lines(tmp_path / "metrics.jsonl")]
+    assert found == [("eval", "fin"), ("eval", "tur")]

@@ -282,6 +282,7 @@ class Job:
             progress=False if self.arguments.disable_tqdm else None,
             resume_step=trainer.step,
             resume_run=None if resumed is None else resumed["run"],
+            resume_due=[slot.name for slot in trainer.slots if slot.evaluates_after(trainer.step)],
             write=self.main,
         )
 

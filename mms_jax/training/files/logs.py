@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,6 +48,7 @@ class RunLog:
         progress: bool | None = None,
         resume_step: int = 0,
         resume_run: int | None = None,
+        resume_due: Collection[str] = (),
         write: bool = True,
     ) -> None:
         """Open the log.
@@ -59,6 +60,7 @@ class RunLog:
             progress: a bar on stderr (True) or a plain line for each log (False); None: a bar on terminals only.
             resume_step: the step that the run goes on from; 0 is a new run.
             resume_run: its ``number``, where another run may have written there since; None: the last one's.
+            resume_due: languages whose evaluation at ``resume_step`` is still to be made: lines of one are left out.
             write: False in all processes but one: then nothing is written or shown.
 
         Raises:
@@ -77,7 +79,7 @@ class RunLog:
             return
         with ExitStack() as stack:
             metrics = Path(output_dir) / METRICS
-            self.number, damaged = _prepare(metrics, resume_step, resume_run)
+            self.number, damaged = _prepare(metrics, resume_step, resume_run, resume_due)
             runs = Path(output_dir) / RUNS / str(self.number)
             self._metrics = stack.enter_context(AppendedFile(metrics))
             self._events = stack.enter_context(EventFile(runs, first_step=resume_step + 1))
@@ -236,7 +238,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _prepare(metrics: Path, resume_step: int, resume_run: int | None) -> tuple[int, int]:
+def _prepare(metrics: Path, resume_step: int, resume_run: int | None, due: Collection[str]) -> tuple[int, int]:
     """The run's number and that of damaged lines, after what was there has been cut or kept apart."""
     metrics.parent.mkdir(parents=True, exist_ok=True)
     number = _first_free(metrics)
@@ -246,7 +248,7 @@ def _prepare(metrics: Path, resume_step: int, resume_run: int | None) -> tuple[i
             _rename(_kept(path, resume_run), path)
         number = resume_run
     if resume_step:
-        return number, _cut(metrics, resume_step) if metrics.is_file() else 0
+        return number, _cut(metrics, resume_step, due) if metrics.is_file() else 0
     if metrics.is_file() and metrics.stat().st_size:
         for path in (metrics, metrics.with_name(CURVE)):
             _rename(path, _kept(path, number))
@@ -267,10 +269,16 @@ def _rename(path: Path, new: Path) -> None:
         path.rename(new)
 
 
-def _cut(metrics: Path, resume_step: int) -> int:
-    """Drop the lines beyond the step, and those that are damaged, whose number is returned."""
+def _cut(metrics: Path, resume_step: int, due: Collection[str]) -> int:
+    """Drop the lines of what is to come again, and those that are damaged, whose number is returned."""
+
+    def stays(record: dict[str, Any]) -> bool:
+        if record["step"] == resume_step:
+            return record.get("type") != "eval" or record.get("language") not in due
+        return record["step"] < resume_step
+
     lines = list(_read_lines(metrics))
-    kept = [line for line, record in lines if record is not None and record["step"] <= resume_step]
+    kept = [line for line, record in lines if record is not None and stays(record)]
     if len(kept) < len(lines):
         with atomic_write(metrics) as file:
             file.writelines(kept)
