@@ -291,6 +291,7 @@ def test_one_language_s_gradients_that_are_not_finite_stop_that_language_alone(t
     # Fifteen times the scale of float16 was halved in vain, then eight updates in a row were bad.
     assert "error: swe: 8 updates in a row had gradients that are not finite and were left out" in said
     assert re.search(r"the last at step 23 on .*train.csv.*train/\d.wav", said)
+    assert len(re.findall(r"swe: step 16 is left out, its gradient is not finite \(.*train/\d.wav\)", said)) == 1
     output = job(*languages)["output_dir"]
     done(**job("tur", "fin"))
     for language in ("tur", "fin"):

@@ -249,8 +249,12 @@ class Trainer:
                 continue
             loss[index], norm[index], took_part[index] = metrics.loss[place], metrics.grad_norm[place], True
             self._frames[:, index] += metrics.blank_frames[place], metrics.num_frames[place], metrics.infeasible[place]
+            clips = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
+            if metrics.bad_steps[place] == 1:  # the first in a row
+                self._hooks.log.event(
+                    f"{self.slots[index].name}: step {one.step + 1} is left out, its gradient is not finite ({clips})"
+                )
             if metrics.bad_steps[place] >= MAX_BAD_STEPS:
-                clips = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
                 self._stop(
                     self.slots[index],
                     f"{MAX_BAD_STEPS} updates in a row had gradients that are not finite and were left out, the last "
