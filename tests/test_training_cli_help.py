@@ -212,7 +212,11 @@ def test_ctrl_c_ends_with_130_and_one_line_of_what_is_not_saved(save_steps, told
 
     monkeypatch.setattr(job.RunLog, "advance", advance)
     flags = settings(data, tmp_path / "out", max_steps=9, save_steps=save_steps)
-    code, said = run(**flags)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    try:
+        code, said = run(**flags)
+    finally:
+        signal.signal(signal.SIGINT, before)
     last = said.splitlines()[-1]
     assert code == 130
     assert last.startswith("interrupted after step 3: ")
