@@ -57,7 +57,7 @@ def test_on_cpus_it_is_compiled_to_products():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_narrow_kernels_are_multiplied_as_they_are(dtype):
-    """Where XLA has no product of such operands it makes them float32 first: a tenth of the speed, twice the memory."""
+    """Where XLA has no product of such operands it makes them float32 first, which is slow and as large."""
     kernel = {"kernel": jnp.ones((192, 320), dtype), "bias": jnp.ones(320)}
     kernel |= {"kernel_scale": jnp.ones(320)} if dtype == jnp.int8 else {}
     layer = Dense(320, dtype)

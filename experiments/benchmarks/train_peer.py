@@ -175,7 +175,7 @@ def work(what: str, settings: Settings) -> None:
     limit_threads(settings)
     torch.set_num_threads(settings.threads)
     model = make_model(settings.directory, **settings.rates)
-    model.load_state_dict(load_file(settings.adapter), strict=False)
+    model.load_state_dict(load_file(settings.adapter), strict=False)  # not strict: the base stays as it is
     vocabulary = settings.scratch / "vocab.json"
     special = ["<pad>", "<s>", "</s>", "<unk>", "|"]
     assert len(special) == SPECIAL

@@ -160,7 +160,8 @@ def products(c: Wav2Vec2Config, *, seconds: float) -> Products:
     """Where the multiplications of a forward pass are, in clips of so many seconds."""
     width, num_frames = c.hidden_size, c.num_frames(int(seconds * RATE))
     convolutions, length = 0.0, int(seconds * RATE)
-    for before, after, kernel, stride in zip((1, *c.conv_dim), c.conv_dim, c.conv_kernel, c.conv_stride, strict=False):
+    inputs = (1, *c.conv_dim[:-1])  # channels
+    for before, after, kernel, stride in zip(inputs, c.conv_dim, c.conv_kernel, c.conv_stride, strict=True):
         length = (length - kernel) // stride + 1
         convolutions += length / num_frames * kernel * before * after
     positions = width * width / c.num_conv_pos_embedding_groups * c.num_conv_pos_embeddings

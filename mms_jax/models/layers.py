@@ -28,8 +28,8 @@ MASKED_SCORE = jnp.finfo(
 ).min  # added to attention scores of padded keys; finite, so a row without keys is too
 
 
-# GELU, softmax and norms have gradients of their own, which keep one array where differentiation by itself keeps two to
-# four: it is what training's memory consists of, and on CPUs most of the time that is not the products'.
+# GELU, softmax and norms have gradients of their own, which keep one array where differentiation by itself keeps
+# several: with scanned layers less than half of the memory, and on CPUs 15 % of a small model's step.
 
 
 @jax.custom_vjp

@@ -97,7 +97,7 @@ def conv(
     """
     dtype = operand_dtype(dtype)
     run = functools.partial(_conv, stride=stride, dilation=dilation, padding=padding, groups=groups)
-    if jnp.dtype(dtype) == jnp.float32:
+    if dtype == jnp.float32:
         return run(x, kernel, jnp.float32)
     by_products = stride > 1 and groups == dilation == 1 and padding == (0, 0) and x.shape[-1] >= FEWEST_CHANNELS
     narrow = jax.custom_vjp(
@@ -149,7 +149,7 @@ def _conv_by_platform(x: jax.Array, kernel: jax.Array, *, dtype: DTypeLike, stri
 
 
 def _strided_products(x: jax.Array, kernel: jax.Array, *, dtype: DTypeLike, stride: int) -> jax.Array:
-    """A convolution as a product for every ``stride`` taps: their frames lie side by side, so nothing is copied."""
+    """A convolution as a product for every ``stride`` taps, whose frames lie side by side; what is left is gathered."""
     num_taps, _, features = kernel.shape
     num_frames = (x.shape[1] - num_taps) // stride + 1
     x, kernel = x.astype(dtype), kernel.astype(dtype)

@@ -157,7 +157,6 @@ class Results:
         local = Path(material.names.dataset.split(",")[0].partition("=")[2] or material.names.dataset).exists()
         # Where the last evaluation failed, an earlier one says nothing of what is written.
         result = slot.best_result if a.load_best_model_at_end else slot.last if slot.unheard is None else None
-        best = best_evaluation(self.output / METRICS, slot.name, metric=trainer.metric)
         metrics = {} if result is None else {name: getattr(result, name) for name in ("loss", *a.eval_metrics)}
         return LanguageReport(
             language=material.names.language,
@@ -173,8 +172,12 @@ class Results:
             steps=slot.total_steps,
             hyperparameters=self._told(),
             metrics=metrics,
-            best_step=best[0] if a.load_best_model_at_end and best is not None else None,
+            best_step=self._best_step(trainer, slot.name) if a.load_best_model_at_end else None,
         )
+
+    def _best_step(self, trainer: Trainer, name: str) -> int | None:
+        best = best_evaluation(self.output / METRICS, name, metric=trainer.metric)
+        return None if best is None else best[0]
 
     def _told(self) -> dict[str, Any]:
         told = {name: getattr(self.arguments, name) for name in _TOLD.split()}

@@ -50,9 +50,8 @@ def load_rows(
     columns = Columns(audio_column, text_column, language_column, length_column)
     by_split = _find_parts(Hub(name, config, revision, token, cache_dir), columns, split)
     lengths = {split: sum(map(len, parts)) for split, parts in by_split.items()}
-    starts = dict(
-        zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False)
-    )  # one more than splits: the end
+    ends = np.cumsum([*lengths.values()])
+    starts = dict(zip(lengths, (ends - [*lengths.values()]).tolist(), strict=True))
     found = pieces(split, lengths, name=name)
     wanted = [range(starts[piece.split] + piece.start, starts[piece.split] + piece.stop) for piece in found]
     parts = [part for own in by_split.values() for part in own]

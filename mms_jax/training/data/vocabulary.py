@@ -56,7 +56,7 @@ def build_vocabulary(
 def _fill(special: Mapping[str, int], chars: list[str]) -> dict[str, int]:
     owners = {id_: token for token, id_ in special.items()}
     free = (id_ for id_ in count() if id_ not in owners)
-    owners |= dict(zip(free, chars, strict=False))
+    owners |= dict(zip(free, chars, strict=False))  # not strict: ids go on without end
     gaps = [id_ for id_ in range(max(owners)) if id_ not in owners]
     owners |= {id_: UNUSED.format(number) for number, id_ in enumerate(gaps)}
     return {owners[id_]: id_ for id_ in sorted(owners)}

@@ -115,7 +115,7 @@ def _colours(evaluations: Mapping[str, Curve]) -> dict[str, str]:
     """The colour of each language that has one: all if they are few, or else those with the worst last value."""
     worst = sorted(evaluations, key=lambda language: _last(evaluations[language]), reverse=True)
     chosen = list(evaluations) if len(evaluations) <= _MAX_COLOURS else worst[:_NUM_WORST]
-    return dict(zip(chosen, _COLOURS, strict=False))
+    return dict(zip(chosen, _COLOURS, strict=False))  # not strict: few languages leave colours over
 
 
 def _last(curve: Curve) -> float:
