@@ -12,7 +12,7 @@ import pytest
 import mms_jax.checkpoint.wav2vec2 as checkpoint_io
 from mms_jax.checkpoint.wav2vec2_rules import ctc_rules
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.models import layers, wav2vec2
+from mms_jax.models import attention, layers, wav2vec2
 from mms_jax.models.trees import flatten, unflatten
 from tests.parity import (
     BASE,
@@ -192,7 +192,7 @@ IN_COMPUTING = {
     "encoder norm after the stack": (POST_NORM, flip_encoder_norm),
     "first instead of last frame dropped": (ADAPTED, drop_first_frame),
     "one frame too many valid": (ADAPTED, one_frame_more),
-    "padded frames attended to": (ADAPTED, lambda patch: patch.setattr(wav2vec2, "MASKED_SCORE", 0.0)),
+    "padded frames attended to": (ADAPTED, lambda patch: patch.setattr(attention, "MASKED_SCORE", 0.0)),
     "tanh approximation of GELU": (
         ADAPTED,
         lambda patch: patch.setitem(layers.ACTIVATIONS, "gelu", layers.ACTIVATIONS["gelu_new"]),

@@ -17,19 +17,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from mms_jax.config import Wav2Vec2Config
+from mms_jax.models.attention import attend
 from mms_jax.models.layers import (
     ACTIVATIONS,
-    MASKED_SCORE,
     ChannelNorm,
     Conv,
     Dense,
     Dropout,
     LayerNorm,
     of_rows,
-    softmax,
     weight_normed_kernel,
 )
-from mms_jax.models.products import conv, einsum
+from mms_jax.models.products import conv
 
 
 class EncoderOutput(NamedTuple):
@@ -117,13 +116,10 @@ class Attention(nn.Module):
             return heads.reshape(*x.shape[:2], c.num_attention_heads, c.head_dim)
 
         query, key, value = project("q") * c.head_dim**-0.5, project("k"), project("v")
-        scores = einsum("btnh,bsnh->bnts", query, key, dtype=self.dtype)
-        scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
-        weights = softmax(scores)
-        weights = Dropout(c.attention_dropout, self.num_adapters)(weights, deterministic=deterministic)
-        context = einsum("bnts,bsnh->bnth", weights, value, dtype=self.dtype)
-        # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs
-        context = jnp.concatenate([context[:, n] for n in range(c.num_attention_heads)], axis=-1)
+        dropout = None
+        if c.attention_dropout and not deterministic:
+            dropout = functools.partial(Dropout(c.attention_dropout, self.num_adapters), deterministic=False)
+        context = attend(query, key, value, frame_mask, dtype=self.dtype, dropout=dropout)
         return Dense(c.hidden_size, self.dtype, name="out")(context)
 
 
