@@ -11,6 +11,11 @@
 >>> tts.synthesize("Hello, my dog is cute").save("hello.wav")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import jax as _jax  # noqa: F401 - at once: whoever lacks it, or has a broken one, is told here
+
 from mms_jax.errors import (
     AudioError,
     CacheError,
@@ -25,15 +30,17 @@ from mms_jax.errors import (
 )
 from mms_jax.languages import languages
 from mms_jax.memory import reuse_freed_memory
-from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
 from mms_jax.pipelines.compilation import enable_compilation_cache
-from mms_jax.pipelines.demo import DEMO_LID, DEMO_MODEL
-from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
-from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
-from mms_jax.pipelines.speech import Speech
-from mms_jax.pipelines.subtitles import to_srt, to_vtt
-from mms_jax.pipelines.transcription import Segment, Transcription, Word
-from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
+
+if TYPE_CHECKING:
+    from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
+    from mms_jax.pipelines.demo import DEMO_LID, DEMO_MODEL
+    from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
+    from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
+    from mms_jax.pipelines.speech import Speech
+    from mms_jax.pipelines.subtitles import to_srt, to_vtt
+    from mms_jax.pipelines.transcription import Segment, Transcription, Word
+    from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
 
 __version__ = "0.1.0"
 
@@ -71,3 +78,27 @@ __all__ = [
     "to_srt",
     "to_vtt",
 ]
+
+# Imported when it is first asked for: a third of the time is flax, which what needs no model does without.
+_LATER = {
+    "mms_jax.pipelines.asr": ("SpeechRecognizer", "load_asr"),
+    "mms_jax.pipelines.demo": ("DEMO_LID", "DEMO_MODEL"),
+    "mms_jax.pipelines.encoder": ("EncoderFeatures", "SpeechEncoder", "load_encoder"),
+    "mms_jax.pipelines.lid": ("Candidate", "Identification", "LanguageIdentifier", "load_lid"),
+    "mms_jax.pipelines.speech": ("Speech",),
+    "mms_jax.pipelines.subtitles": ("to_srt", "to_vtt"),
+    "mms_jax.pipelines.transcription": ("Segment", "Transcription", "Word"),
+    "mms_jax.pipelines.tts": ("SpeechSynthesizer", "load_tts"),
+}
+_MODULES = {name: module for module, names in _LATER.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

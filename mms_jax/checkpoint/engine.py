@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from mms_jax.checkpoint.rules import Rule, Table
-from mms_jax.checkpoint.tensors import TensorInfo, TensorSource, aligned_empty, read_tensor
+from mms_jax.checkpoint.tensors import TensorInfo, TensorSource, aligned_empty, read_rows, read_tensor
 from mms_jax.errors import CheckpointError
 from mms_jax.models.int8 import quantize_channels
 from mms_jax.models.trees import Params, flatten, stacked_path, unflatten
@@ -123,8 +123,10 @@ def to_jax(bindings: Iterable[Binding], *, dtype: Any, stack_layers: int | None 
     for binding in sorted(bindings, key=lambda binding: (binding.info.path, binding.info.offset)):
         path, index = stacked_path(binding.rule.jax) if stack_layers else (binding.rule.jax, None)
         groups.setdefault(path, []).append((index, binding))
+    # All at once, before any is touched: then they are neighbours, and the kernel has huge pages for all of them.
+    buffers = {path: _empty_leaves(path, group, np.dtype(dtype), stack_layers) for path, group in groups.items()}
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = _map_ahead(pool, lambda path: _read_leaves(path, groups[path], np.dtype(dtype), stack_layers), groups)
+        read = _map_ahead(pool, lambda path: _read_leaves(buffers.pop(path), groups[path]), groups)
         # Waiting keeps what an accelerator has yet to take from piling up in the host's memory.
         flat = {path: jax.device_put(leaf).block_until_ready() for leaves in read for path, leaf in leaves.items()}
     return unflatten(flat)
@@ -141,10 +143,10 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[str], Leaves], item
         yield pending.popleft().result()
 
 
-def _read_leaves(
+def _empty_leaves(
     path: str, group: Sequence[tuple[int | None, Binding]], dtype: np.dtype, num_layers: int | None
 ) -> Leaves:
-    """One parameter: a tensor, or one per layer, in our layout; with its scales, if it is kept in int8."""
+    """Room for one parameter: a tensor, or one per layer, in our layout; with its scales, if it is kept in int8."""
     (first, (rule, _, info)), *_ = group
     assert first is None or len(group) == num_layers
     leading = () if first is None else (len(group),)
@@ -152,11 +154,17 @@ def _read_leaves(
     leaves = {path: aligned_empty((*leading, *rule.layout.shape(info.shape)), target)}
     if target == np.int8:
         leaves[f"{path}_scale"] = aligned_empty((*leading, leaves[path].shape[-1]), np.dtype(np.float32))
+    return leaves
+
+
+def _read_leaves(leaves: Leaves, group: Sequence[tuple[int | None, Binding]]) -> Leaves:
+    """Read one parameter into the room for it."""
     for index, (rule, name, info) in group:
         kernel, *scale = (leaf[... if index is None else index] for leaf in leaves.values())
         out = rule.layout.convert(kernel)
         if scale:
-            scale[0][:] = _read_int8(name, info, out=out)
+            for rows, weight in read_rows(name, info, dtype=np.dtype(np.float32)):
+                scale[0][rows] = quantize_channels(weight, out=out[rows])
         else:
             read_tensor(name, info, out=out)
     return leaves
@@ -167,12 +175,6 @@ def _kept_as(rule: Rule, dtype: np.dtype) -> np.dtype:
     if rule.float32 or not rule.layout.is_matrix:
         return np.dtype(np.float32)
     return np.dtype(ml_dtypes.bfloat16) if dtype == np.int8 and not rule.int8 else dtype
-
-
-def _read_int8(name: str, info: TensorInfo, *, out: np.ndarray) -> np.ndarray:
-    weight = np.empty(info.shape, np.float32)
-    read_tensor(name, info, out=weight)
-    return quantize_channels(weight, out=out)
 
 
 def to_torch(table: Table, params: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[TensorSource]:

@@ -15,20 +15,19 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 LARGEST = 127
-_BLOCK_BYTES = 1 << 20  # a block's passes stay in the cache
 
 
 def quantize_channels(weight: np.ndarray, *, out: np.ndarray) -> np.ndarray:
     """Quantise ``weight`` float32 [O, I] into ``out`` int8 [O, I], any strides; returns the scales, float32 [O].
 
-    ``out * scales[:, None]`` is the weight again, to half a scale.
+    ``out * scales[:, None]`` is the weight again, to half a scale. Channels do not depend on each other: those that fit
+    in the cache at a time are the fastest.
     """
     largest = np.maximum(weight.max(axis=1), -weight.min(axis=1))
     scales = np.where(largest == 0, 1, largest / LARGEST).astype(np.float32)
-    rows = max(1, _BLOCK_BYTES // weight[:1].nbytes)
-    for start in range(0, len(weight), rows):
-        block = slice(start, start + rows)
-        out[block] = np.rint(weight[block] / scales[block, None])
+    steps = weight / scales[:, None]
+    # Narrowed before a transposing copy into ``out``, which is the faster the fewer bytes it reads.
+    out[...] = np.rint(steps, out=steps).astype(np.int8)
     return scales
 
 
