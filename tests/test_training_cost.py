@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks.train_setup import forward_gflops, step_gflops
+from experiments.benchmarks.flops import forward_gflops, step_gflops
 from mms_jax.checkpoint import param_shapes
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.models.trees import Params, flatten, split_adapter, stack_layers, unflatten

@@ -1,7 +1,9 @@
 """One program for all benchmarks: ``python -m experiments.benchmarks WHAT [options]``.
 
-WHAT is asr, mixed, long, tts, decoder, train, ctc, startup or memory; its options follow it (``… asr --help``). Each
-checks that results are equal before it times anything, and prints medians and ratios (> 1: this library is faster).
+WHAT is asr, mixed, long, tts, decoder, train, ctc, startup or memory; its options follow it (``… asr --help``).
+Each checks that results are equal before it times anything, and prints medians and ratios (> 1: it is faster).
+``table RESULTS.json…`` prints Markdown of what asr, tts, mixed and decoder wrote with --output, ``chart RESULTS.json…
+--output speed.png`` draws it. Peers beside transformers need ``pip install -e '.[bench]'`` and are left out without.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ MODULES = {
     "ctc": "ctc_loss",
     "startup": "startup",
     "memory": "memory",
+    "table": "report",
+    "chart": "chart",
 }
 
 

@@ -1,10 +1,14 @@
-"""Recognition, this library beside transformers: same weights, same audio, same machine, in turn.
+"""Recognition, this library beside its peers: same weights, same audio, same machine, in turn.
 
-    .venv/bin/python -m experiments.benchmarks.asr_forward --size 1b --seconds 10 --rounds 5
+    python -m experiments.benchmarks asr --size 1b --seconds 10 --rounds 7 --output asr.json
+    python -m experiments.benchmarks asr --device gpu --size 1b --seconds 10 30 --batch 1 32 --output asr-gpu.json
 
-Builds a random checkpoint of the given size in the mms-1b-all layout (kept in --directory), loads it in both libraries,
-compares logits and text, then times waveform -> text alternately and prints medians and their ratio (> 1: this library
-is faster). int8 is compared with transformers in bfloat16. Compilation is timed apart. Results: README.md, "Speed".
+Builds a random checkpoint of the given size in the mms-1b-all layout (kept in --directory), compares the logits of all
+with those of transformers in float32, then times waveform -> text alternately. Ratios (> 1: faster) are to transformers
+in float32, as its users run it. The others are at their best: transformers in bfloat16, and with its layers compiled by
+torch.compile; ONNX Runtime in float32 and int8 (exported once, beside the checkpoint; CPU only). float32 is one group,
+bfloat16 and int8 the other, so that the 1B's copies fit into 24 GB. "limit": the share of what a large matrix product
+of the dtype reaches in the same run; "first": seconds of the first call, compilation included.
 """
 
 from __future__ import annotations
@@ -13,18 +17,41 @@ import argparse
 import gc
 import json
 import resource
-import statistics
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import torch
 import transformers
+from torch._dynamo.exc import TorchDynamoException
 
-import mms_jax
+from experiments.benchmarks.asr_peers import (
+    RATE,
+    Recognizer,
+    Waves,
+    first_call,
+    from_onnx,
+    from_ours,
+    from_torch,
+)
+from experiments.benchmarks.device import (
+    add_arguments,
+    environment,
+    limits,
+    measure,
+    missing,
+    prepare,
+    torch_device,
+)
+from experiments.benchmarks.flops import forward_gflops
+from experiments.benchmarks.onnx_export import INT8
+from experiments.benchmarks.report import Contender, DifferenceError, Report
+from mms_jax.config import Wav2Vec2Config
 
-SIZES = {
+__all__ = ["SIZES", "VOCAB", "build", "main", "measure"]  # what other benchmarks take from here
+
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
     "300m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
     "1b": {"hidden_size": 1280, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 5120},
@@ -34,32 +61,43 @@ VOCAB = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|
 # Largest difference allowed, relative to the largest logit. float32: order of summation. bfloat16: both round every
 # operand to 8 bits, transformers the results too, through 48 layers. int8: two roundings of 0.4 % in each product.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "int8": 0.3}
-PEER_DTYPE = {"int8": "bfloat16"}  # transformers' fastest, where it has no such dtype
+PEERS = ("bfloat16", "compile", "onnx-float32", "onnx-int8")
+GROUPS = (("float32",), ("bfloat16", "int8"))
+
+Made = tuple[str, Callable[[], Recognizer]]
 
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="1b")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="length of the clips")
-    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, default=None, help="where the checkpoint is made (default .work/)")
-    options = parser.parse_args()
-    mms_jax.reuse_freed_memory()  # both sides are faster for it
+    options = arguments().parse_args()
+    prepare(options)
     directory = options.directory or Path(".work") / f"bench-{options.size}"
     if not (directory / "model.safetensors").exists():
         build(directory, SIZES[options.size])
-    threads = f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}"
-    print(f"{threads}; jax {jax.__version__} on {jax.devices()[0].device_kind}; {options.rounds} rounds, medians")
-    print(f"{'dtype':<9} {'clip':>6} {'transformers':>13} {'mms_jax':>9} {'ratio':>6} {'compile':>8} {'max |Δ|':>9}")
-    for dtype in options.dtypes:
-        for row in compare(directory, dtype, options.seconds, options.rounds):
-            print(row, flush=True)
-    print(f"peak memory, both together: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    report = Report("asr", environment(options), limits(["float32", *options.dtypes], options.device))
+    report.start()
+    for group in GROUPS:
+        if chosen := [dtype for dtype in group if dtype in options.dtypes]:
+            compare(report, options, directory, chosen)
+            report.save(options.output)
+    print(f"peak memory, all together: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
-def build(directory: Path, size: dict[str, int]) -> None:
+def arguments() -> argparse.ArgumentParser:
+    """What can be told."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--size", choices=SIZES, default="1b")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="length of the clips")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="clips at a time")
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE), help="of this library")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="beside float32 transformers")
+    parser.add_argument("--int8", nargs="+", choices=INT8, default=["s8"], help="ONNX Runtime's kinds of int8")
+    parser.add_argument("--directory", type=Path, default=None, help="where the checkpoint is made (default .work/)")
+    return parser
+
+
+def build(directory: Path, size: dict[str, Any]) -> None:
     """Save a random model whose signals neither vanish nor explode, so that the comparison means something."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "vocab.json").write_text(json.dumps(VOCAB))
@@ -86,48 +124,74 @@ def build(directory: Path, size: dict[str, int]) -> None:
     model.save_pretrained(directory, max_shard_size="10GB")
 
 
-def compare(directory: Path, dtype: str, seconds: list[float], rounds: int):
-    """Yield a printed row for each clip length."""
-    processor = transformers.Wav2Vec2Processor.from_pretrained(directory)
-    peer_dtype = getattr(torch, PEER_DTYPE.get(dtype, dtype))
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(directory, dtype=peer_dtype).eval()
-    asr = mms_jax.load_asr(directory, dtype=dtype)
+def recognizers(options: argparse.Namespace, directory: Path, dtypes: list[str]) -> Iterator[Made]:
+    """Who takes part in a group, transformers as its users run it first; made only when asked for."""
+    device, low = torch_device(options), dtypes != ["float32"]
+    yield "transformers float32", lambda: from_torch(directory, "float32", device)
+    if low and "bfloat16" in options.peers:
+        yield "transformers bfloat16", lambda: from_torch(directory, "bfloat16", device)
+    if low and "compile" in options.peers:
+        yield "torch.compile", lambda: from_torch(directory, "bfloat16", device, compiled=True)
+    forms = [f"int8-{kind}" for kind in options.int8] if "int8" in dtypes else []
+    forms = (["float32"] if not low else []) + forms
+    for form in (form for form in forms if f"onnx-{form.partition('-')[0]}" in options.peers):
+        yield f"ONNX Runtime {form}", lambda form=form: from_onnx(directory, form, threads=options.threads)
+    for dtype in dtypes:
+        yield f"mms_jax {dtype}", lambda dtype=dtype: from_ours(directory, dtype)
 
-    def peer(waveform: np.ndarray) -> tuple[torch.Tensor, str]:
-        inputs = processor(waveform, sampling_rate=16_000, return_tensors="pt")
-        values = inputs.input_values.to(model.dtype)
-        with torch.inference_mode():
-            logits = model(values, attention_mask=inputs.attention_mask).logits
-        return logits, processor.batch_decode(logits.argmax(-1))[0]
 
-    for length in seconds:
-        waveform = np.random.default_rng(0).normal(size=int(length * 16_000)).astype(np.float32) * 0.1
-        start = time.perf_counter()
-        ours = asr.logits(waveform)[0]
-        compile_time = time.perf_counter() - start
-        theirs = peer(waveform)[0][0].float().numpy()
-        difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-        assert difference <= TOLERANCE[dtype], f"results differ by {difference:.1e}; no timing is worth anything"
-        if dtype == "float32":
-            assert asr.transcribe(waveform).text == peer(waveform)[1]
-        times = measure([lambda w=waveform: peer(w), lambda w=waveform: asr.transcribe(w)], rounds)
-        a, b = (statistics.median(one) for one in times)
-        figures = f"{a:>12.2f}s {b:>8.2f}s {a / b:>6.2f} {compile_time - b:>7.1f}s {difference:>9.1e}"
-        yield f"{dtype:<9} {length:>5.1f}s {figures}"
-    del model, asr
+def compare(report: Report, options: argparse.Namespace, directory: Path, dtypes: list[str]) -> None:
+    """Rows of one group, for all lengths and batch sizes."""
+    config = Wav2Vec2Config.from_file(directory / "config.json")
+    made = []
+    for name, make in recognizers(options, directory, dtypes):
+        if problem := unavailable(name, options.device):
+            report.note(f"{name}: {problem}")
+        else:
+            made.append(make())
+    for seconds in options.seconds:
+        for batch in options.batch:
+            rng = np.random.default_rng(0)
+            waves = [(rng.normal(size=int(seconds * RATE)) * 0.1).astype(np.float32) for _ in range(batch)]
+            contenders = list(checked(report, made, waves))
+            audio = seconds * batch
+            gflops = forward_gflops(config, seconds=seconds) * audio
+            work = f"{batch} x {seconds:g} s"
+            report.time(work, contenders, rounds=options.rounds, audio_seconds=audio, gflops=gflops)
+    del made
     gc.collect()
 
 
-def measure(functions, rounds: int) -> list[list[float]]:
-    """Time functions in turn, after one unmeasured round, so that whatever else the machine does meets all of them."""
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(rounds + 1):
-        for function, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            if turn:
-                record.append(time.perf_counter() - start)
-    return times
+def unavailable(name: str, device: str) -> str | None:
+    """Why something cannot take part here; None if it can."""
+    if not name.startswith("ONNX Runtime"):
+        return None
+    return "runs on the CPU only here" if device == "gpu" else missing("onnx", "onnxscript", "onnxruntime")
+
+
+def checked(report: Report, made: list[Recognizer], waves: Waves) -> Iterator[Contender]:
+    """Those whose results are right, ready to be timed; a compiler that fails is told of and left out."""
+    expected: list[np.ndarray] = []
+    texts: list[str] = []
+    for one in made:
+        try:
+            first = first_call(one, waves)
+        except TorchDynamoException as error:
+            report.note(f"{one.library} {one.setting} {one.dtype}: {str(error).strip().splitlines()[0]}")
+            continue
+        logits = list(one.logits(waves))
+        if not expected:
+            expected, texts = logits, list(one.texts(waves))
+        error = difference(logits, expected)
+        if error > TOLERANCE[one.dtype] or (one.dtype == "float32" and list(one.texts(waves)) != texts):
+            raise DifferenceError(f"{one.library} {one.setting} {one.dtype}: {error:.1e} from {made[0].library}'s")
+        yield Contender(one.library, one.setting, one.dtype, lambda one=one: one.texts(waves), error, first)
+
+
+def difference(logits: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest, relative to the largest logit; clips apart."""
+    pairs = zip(logits, expected, strict=True)
+    return max(float(np.abs(own - other).max() / np.abs(other).max()) for own, other in pairs)
 
 
 if __name__ == "__main__":

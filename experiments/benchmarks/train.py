@@ -53,12 +53,12 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+from experiments.benchmarks.flops import step_gflops
 from experiments.benchmarks.train_setup import (
     SIZES,
     Settings,
     audio_seconds,
     make_batches,
-    step_gflops,
     write_adapter,
     write_data_set,
 )

@@ -121,7 +121,7 @@ def peak_memory() -> int:
 
 def work(what: str, settings: Settings) -> None:
     """A worker's whole life."""
-    limit_threads(settings)
+    limit_threads(settings.device, settings.threads)
     {"ours": _step, "ours_files": _files, "adapters": _adapters, "ctc": _ctc, "peak": _peak}[what](settings)
 
 

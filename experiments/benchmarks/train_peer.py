@@ -172,7 +172,7 @@ def _synchronize() -> None:
 
 def work(what: str, settings: Settings) -> None:
     """A worker's whole life."""
-    limit_threads(settings)
+    limit_threads(settings.device, settings.threads)
     torch.set_num_threads(settings.threads)
     model = make_model(settings.directory, **settings.rates)
     model.load_state_dict(load_file(settings.adapter), strict=False)  # not strict: the base stays as it is

@@ -1,4 +1,4 @@
-"""What both sides of train.py share: the checkpoint, the clips, the settings, and what a step has to compute."""
+"""What both sides of train.py share: the checkpoint, the clips, the settings."""
 
 from __future__ import annotations
 
@@ -144,49 +144,3 @@ def write_data_set(settings: Settings) -> Path:
     with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return folder.parent
-
-
-class Products(NamedTuple):
-    """Multiplications for one frame of a clip."""
-
-    before: float  # the layers
-    linear: float  # of a layer, frozen
-    attention: float  # of a layer: scores and values
-    adapter: float  # of a layer
-    head: float
-
-
-def products(c: Wav2Vec2Config, *, seconds: float) -> Products:
-    """Where the multiplications of a forward pass are, in clips of so many seconds."""
-    width, num_frames = c.hidden_size, c.num_frames(int(seconds * RATE))
-    convolutions, length = 0.0, int(seconds * RATE)
-    inputs = (1, *c.conv_dim[:-1])  # channels
-    for before, after, kernel, stride in zip(inputs, c.conv_dim, c.conv_kernel, c.conv_stride, strict=True):
-        length = (length - kernel) // stride + 1
-        convolutions += length / num_frames * kernel * before * after
-    positions = width * width / c.num_conv_pos_embedding_groups * c.num_conv_pos_embeddings
-    return Products(
-        before=convolutions + c.conv_dim[-1] * width + positions,
-        linear=4 * width**2 + 2 * width * c.intermediate_size,
-        attention=2 * num_frames * width,
-        adapter=2 * width * (c.adapter_attn_dim or 0),
-        head=width * c.vocab_size,
-    )
-
-
-def forward_gflops(c: Wav2Vec2Config, *, seconds: float) -> float:
-    """Of a forward pass for one second of a clip of so many: 110 for MMS-1B at 15 s."""
-    p = products(c, seconds=seconds)
-    one = p.before + c.num_hidden_layers * (p.linear + p.attention + p.adapter) + p.head
-    return 2e-9 * one * c.num_frames(int(seconds * RATE)) / seconds
-
-
-def step_gflops(c: Wav2Vec2Config, *, seconds: float) -> float:
-    """The same of a training step that computes nothing twice: 221 for MMS-1B at 15 s.
-
-    What stands before the first layer's adapter needs no gradient, and frozen matrices none of their own.
-    """
-    p = products(c, seconds=seconds)
-    layers = (c.num_hidden_layers - 1) * (p.linear + 2 * p.attention) + 2 * c.num_hidden_layers * p.adapter
-    backward = 2e-9 * (layers + 2 * p.head) * c.num_frames(int(seconds * RATE)) / seconds
-    return forward_gflops(c, seconds=seconds) + backward

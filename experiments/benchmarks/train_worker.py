@@ -98,7 +98,7 @@ class Parent:
         print(f"\n{MARK}{json.dumps(values)}", flush=True)
 
 
-def limit_threads(settings: Settings) -> None:
-    """Keep to so many cores, on a CPU."""
-    if settings.device == "cpu" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
+def limit_threads(device: str, threads: int) -> None:
+    """Keep to so many cores, on a CPU: JAX takes all there are. To be called before it starts."""
+    if device == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

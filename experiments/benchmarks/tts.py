@@ -1,61 +1,88 @@
-"""Synthesis, this library beside transformers: same weights, same text, same noise, same machine, in turn.
+"""Synthesis, this library beside its peers: same weights, same texts, same machine, in turn.
 
-    .venv/bin/python -m experiments.benchmarks.tts --rounds 5
+    python -m experiments.benchmarks tts --rounds 7 --output tts.json
+    python -m experiments.benchmarks tts --device gpu --batch 32 --output tts-gpu.json
 
-Builds a random checkpoint in the mms-tts layout (36.3 M parameters, kept in --directory), loads it in both libraries,
-compares the waveforms, then times text -> waveform alternately: one sentence of about 5 s, a batch of 16 sentences of 2
-to 8 s, and how soon a stream of a 10 s sentence gives its first half second. Prints medians and ratios (> 1: this
-library is faster); everything is compiled before it is timed. Results: README.md, "Speed".
+Builds a random checkpoint in the mms-tts layout (36.3 M parameters, kept in --directory), compares the waveforms of all
+with those of transformers in float32, then times text -> waveform alternately: one sentence of about 5 s, a batch of
+sentences of 2 to 8 s, and the first chunk of a stream of 10 s. Ratios (> 1: faster) are to transformers in float32, as
+its users run it, a batch padded to its longest. The others are at their best: transformers text by text, with flow and
+decoder in bfloat16, with its decoder compiled (one text: every length is compiled anew); ONNX Runtime and sherpa-onnx
+text by text, on the CPU. Noise is drawn by all and scaled to nothing, as sherpa-onnx cannot be given ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 import transformers
+from torch._dynamo.exc import TorchDynamoException
 
 import mms_jax
-from experiments.benchmarks.asr_forward import measure
+from experiments.benchmarks.device import (
+    add_arguments,
+    environment,
+    limits,
+    measure,
+    missing,
+    prepare,
+    torch_device,
+)
+from experiments.benchmarks.flops import speech_gflops
+from experiments.benchmarks.report import OURS, Contender, DifferenceError, Report
+from experiments.benchmarks.tts_peers import Speaker, Texts, from_onnx, from_ours, from_sherpa, from_torch
+from mms_jax.config import VitsConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz' -"
 SYMBOLS = {letter: i for i, letter in enumerate(LETTERS)}
 FRAMES_PER_SYMBOL = 1.33  # what the random checkpoint needs for a symbol or a blank, about as in mms-tts-eng
 # Largest difference allowed in samples between -1 and 1. float32: order of summation through 80 layers. bfloat16:
-# operands rounded to 8 bits.
+# operands rounded to 8 bits; in transformers, what every layer computes as well.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+PEER_TOLERANCE = TOLERANCE | {"bfloat16": 0.3}
+PEERS = ("one-by-one", "bfloat16", "compile", "onnx", "sherpa")
+
+Made = tuple[str, Callable[[], Speaker]]
 
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--directory", type=Path, default=Path(".work/bench-tts"), help="where the checkpoint is made")
-    options = parser.parse_args()
-    mms_jax.reuse_freed_memory()  # both sides are faster for it
+    options = arguments().parse_args()
+    prepare(options)
     if not (options.directory / "model.safetensors").exists():
         build(options.directory)
-    threads = f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}"
-    print(f"{threads}; jax {jax.__version__} on {jax.devices()[0].device_kind}; {options.rounds} rounds, medians")
-    peer = Peer(options.directory)
-    print(
-        f"{'dtype':<9} {'texts':>12} {'transformers':>13} {'mms_jax':>9} {'ratio':>6} {'x realtime':>11} {'max |Δ|':>8}"
-    )
-    for dtype in options.dtypes:
-        tts = mms_jax.load_tts(options.directory, dtype=dtype)
-        for texts in ([sentence(5.0)], [sentence(2 + 6 * i / options.batch) for i in range(options.batch)]):
-            print(compare(peer, tts, texts, dtype, options.rounds), flush=True)
-        print(first_audio(tts, sentence(10.0), options.rounds), flush=True)
+    report = Report("tts", environment(options), limits(TOLERANCE, options.device))
+    report.start()
+    made = [(name, make()) for name, make in speakers(report, options)]
+    for count in (1, *options.batch):
+        compare(report, options, made, sentences(count))
+        report.save(options.output)
+    if "float32" in options.dtypes:
+        print(first_audio(mms_jax.load_tts(options.directory), sentence(10.0), options.rounds), flush=True)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What can be told."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE), help="of this library")
+    parser.add_argument("--batch", type=int, nargs="*", default=[16], help="sentences at a time, beside one alone")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="beside float32 transformers")
+    parser.add_argument("--directory", type=Path, default=Path(".work/bench-tts"), help="where the checkpoint is made")
+    return parser
+
+
+def sentences(count: int) -> list[str]:
+    """One of about 5 s; several of 2 to 8 s."""
+    return [sentence(5.0)] if count == 1 else [sentence(2 + 6 * i / count) for i in range(count)]
 
 
 def sentence(seconds: float) -> str:
@@ -82,75 +109,87 @@ def build(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-class Peer:
-    """transformers as its documentation shows it, with our noise."""
-
-    def __init__(self, directory: Path):
-        self.tokenizer = transformers.VitsTokenizer.from_pretrained(directory)
-        self.model = transformers.VitsModel.from_pretrained(directory).eval()
-
-    def __call__(self, texts: list[str], seed: int = 0) -> list[np.ndarray]:
-        """The waveforms of a padded batch, each cut to its own length."""
-        inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
-        with torch.inference_mode(), same_noise(inputs["attention_mask"].sum(-1).tolist(), seed):
-            output = self.model(**inputs)
-        lengths = output.sequence_lengths.tolist()
-        return [row[:length] for row, length in zip(output.waveform.numpy(), lengths, strict=True)]
-
-
-@contextlib.contextmanager
-def same_noise(num_symbols: list[int], seed: int) -> Iterator[None]:
-    """Let torch's two draws give, row by row, what ``synthesize`` draws with ``seed``."""
-    sources = [np.random.default_rng(seed) for _ in num_symbols]
-
-    def randn(*shape: int) -> torch.Tensor:
-        noise = np.zeros(shape, np.float32)
-        for row, source, count in zip(noise, sources, num_symbols, strict=True):
-            row[:, :count] = source.standard_normal((count, shape[1]), np.float32).T
-        return torch.from_numpy(noise)
-
-    def randn_like(means: torch.Tensor) -> torch.Tensor:
-        shape = means.shape[2], means.shape[1]
-        rows = [source.standard_normal(shape, np.float32).T for source in sources]
-        return torch.from_numpy(np.stack(rows))
-
-    originals = torch.randn, torch.randn_like
-    torch.randn, torch.randn_like = randn, randn_like
-    try:
-        yield
-    finally:
-        torch.randn, torch.randn_like = originals
+def speakers(report: Report, options: argparse.Namespace) -> Iterator[Made]:
+    """Who takes part, transformers as its users run it first."""
+    directory, device, threads = options.directory, torch_device(options), options.threads
+    yield "transformers", lambda: from_torch(directory, "float32", device)
+    if "one-by-one" in options.peers:
+        yield "one by one", lambda: from_torch(directory, "float32", device, one_by_one=True)
+    if "bfloat16" in options.peers:
+        one_by_one = options.device == "cpu"
+        yield "bfloat16", lambda: from_torch(directory, "bfloat16", device, one_by_one=one_by_one)
+    if "compile" in options.peers:
+        yield "torch.compile", lambda: from_torch(directory, "float32", device, compiled=True)
+        yield "torch.compile bfloat16", lambda: from_torch(directory, "bfloat16", device, compiled=True)
+    for name, modules, make in (
+        ("onnx", ("onnx", "onnxruntime"), from_onnx),
+        ("sherpa", ("onnx", "sherpa_onnx"), from_sherpa),
+    ):
+        if name not in options.peers:
+            continue
+        if problem := "runs on the CPU only here" if options.device == "gpu" else missing(*modules):
+            report.note(f"{name}: {problem}")
+        else:
+            yield name, lambda make=make: make(directory, threads=threads)
+    for dtype in options.dtypes:
+        yield f"mms_jax {dtype}", lambda dtype=dtype: from_ours(directory, dtype)
 
 
-def compare(peer: Peer, tts: Any, texts: list[str], dtype: str, rounds: int) -> str:
-    """One row of the table."""
-    speeches = tts.synthesize(texts)  # compiles
-    difference = 0.0
-    for speech, text in zip(speeches, texts, strict=True):
-        (expected,) = peer([text])
-        assert len(expected) == len(speech.waveform), "durations differ by a rounding; choose another sentence"
-        difference = max(difference, float(np.abs(expected - speech.waveform).max()))
-    assert difference <= TOLERANCE[dtype], f"results differ by {difference:.1e}; no timing is worth anything"
-    times = measure([lambda: peer(texts), lambda: tts.synthesize(texts)], rounds)
-    theirs, ours = (statistics.median(one) for one in times)
-    seconds = sum(speech.duration for speech in speeches)
-    what = f"{len(texts)} x {seconds / len(texts):.1f} s"
-    return (
-        f"{dtype:<9} {what:>12} {theirs:>12.2f}s {ours:>8.2f}s {theirs / ours:>6.2f} "
-        f"{seconds / theirs:>5.1f} {seconds / ours:>6.1f} {difference:>9.1e}"
+def compare(report: Report, options: argparse.Namespace, made: list[tuple[str, Speaker]], texts: Texts) -> None:
+    """Rows for some texts, those left out that make no difference or no sense for so many."""
+    left_out = {"one by one"} if len(texts) == 1 else {"torch.compile", "torch.compile bfloat16"}
+    taking_part = [speaker for name, speaker in made if name not in left_out]
+    expected = [taking_part[0].speak([text])[0] for text in texts]
+    config = VitsConfig.from_file(options.directory / "config.json")
+    frames = [len(waveform) // config.hop_length for waveform in expected]
+    gflops = sum(
+        speech_gflops(config, num_symbols=2 * len(text) + 1, num_frames=count)
+        for text, count in zip(texts, frames, strict=True)
     )
+    seconds = sum(map(len, expected)) / config.sampling_rate
+    work = f"{len(texts)} x {seconds / len(texts):.1f} s"
+    contenders = list(checked(report, taking_part, texts, expected))
+    report.time(work, contenders, rounds=options.rounds, audio_seconds=seconds, gflops=gflops)
+
+
+def checked(report: Report, made: list[Speaker], texts: Texts, expected: list[np.ndarray]) -> Iterator[Contender]:
+    """Those whose results are right, ready to be timed; a compiler that fails is told of and left out."""
+    for one in made:
+        start = time.perf_counter()
+        try:
+            waveforms = one.speak(texts)
+        except TorchDynamoException as error:
+            report.note(f"{one.library} {one.setting} {one.dtype}: {str(error).strip().splitlines()[0]}")
+            continue
+        first = time.perf_counter() - start
+        padded = one.library == "transformers" and "one by one" not in one.setting
+        error = difference(waveforms, expected, ignored=PADDING_REACHES * (padded and len(texts) > 1))
+        if error > (TOLERANCE if one.library == OURS else PEER_TOLERANCE)[one.dtype]:
+            raise DifferenceError(f"{one.library} {one.setting} {one.dtype}: {error:.1e} from {made[0].library}'s")
+        yield Contender(one.library, one.setting, one.dtype, lambda one=one: one.speak(texts), error, first)
+
+
+PADDING_REACHES = 16_000  # samples at the end of a row that transformers computes from padding, too: at most so many
+
+
+def difference(waveforms: list[np.ndarray], expected: list[np.ndarray], *, ignored: int = 0) -> float:
+    """The largest of a sample; infinite where lengths differ. The last ``ignored`` samples do not count."""
+    if [len(one) for one in waveforms] != [len(one) for one in expected]:
+        return float("inf")
+    pairs = zip(waveforms, expected, strict=True)
+    return max(float(np.abs(own - other)[: len(other) - ignored].max(initial=0.0)) for own, other in pairs)
 
 
 def first_audio(tts: Any, text: str, rounds: int) -> str:
     """How long the first chunk of a stream takes, as a share of the whole."""
     whole = tts.synthesize(text)
     stream = np.concatenate(list(tts.synthesize_stream(text)))
-    difference = float(np.abs(stream - whole.waveform).max())
+    error = float(np.abs(stream - whole.waveform).max())
     times = measure([lambda: tts.synthesize(text), lambda: next(tts.synthesize_stream(text))], rounds)
     full, first = (statistics.median(one) for one in times)
     return (
         f"stream of {whole.duration:.1f} s: first audio after {first * 1000:.0f} ms, {first / full:.1%} of the whole; "
-        f"max |Δ| {difference:.1e}"
+        f"max |Δ| {error:.1e}"
     )
 
 

@@ -1,6 +1,7 @@
 """How well the demo's checkpoints recognise held-out sentences, and their languages.
 
 .venv/bin/python -m experiments.demo.evaluate
+.venv/bin/python -m experiments.demo.evaluate --task asr --dtype int8
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ def print_lid(model: str) -> None:
         print(f"| {code} |", " | ".join(cells), "|", flush=True)
 
 
-def print_asr(model: str) -> None:
+def print_asr(model: str, *, dtype: str = "float32") -> None:
     """Print the table for the 200 test sentences of each language, transcribed through `mms_jax.load_asr`."""
-    asr = mms_jax.load_asr(model)
+    asr = mms_jax.load_asr(model, dtype=dtype)
     print("| language | sentences | minutes | CER | words right |\n| --- | --- | --- | --- | --- |")
     for code in LANGUAGES:
         corpus = load_corpus(code, split="test", count=HELD_OUT_CLIPS)
@@ -128,7 +129,7 @@ def print_asr(model: str) -> None:
         rate = jiwer.cer(list(corpus.texts), list(texts))
         minutes = corpus.num_samples.sum() / SAMPLE_RATE / 60
         right = words_right(corpus.texts, texts)
-        print(f"| {code} | {HELD_OUT_CLIPS} | {minutes:.1f} | {rate:.1%} | {right:.1%} |", flush=True)
+        print(f"| {code} | {HELD_OUT_CLIPS} | {minutes:.1f} | {rate:.2%} | {right:.1%} |", flush=True)
 
 
 def main() -> None:
@@ -137,9 +138,10 @@ def main() -> None:
     parser.add_argument("--model", default="mms_jax/demo/asr")
     parser.add_argument("--lid", default="mms_jax/demo/lid")
     parser.add_argument("--task", choices=["asr", "lid"], help="default both")
+    parser.add_argument("--dtype", default="float32", help="of the recogniser, as load_asr takes it")
     options = parser.parse_args()
     if options.task != "lid":
-        print_asr(options.model)
+        print_asr(options.model, dtype=options.dtype)
     if options.task != "asr":
         print_lid(options.lid)
 
