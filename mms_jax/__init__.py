@@ -14,8 +14,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import jax as _jax  # noqa: F401 - at once: whoever lacks it, or has a broken one, is told here
-
 from mms_jax.errors import (
     AudioError,
     CacheError,
@@ -29,7 +27,7 @@ from mms_jax.errors import (
     VocabularyError,
 )
 from mms_jax.languages import languages
-from mms_jax.memory import reuse_freed_memory
+from mms_jax.memory import release_freed_memory, reuse_freed_memory
 from mms_jax.pipelines.compilation import enable_compilation_cache
 
 if TYPE_CHECKING:
@@ -74,6 +72,7 @@ __all__ = [
     "load_encoder",
     "load_lid",
     "load_tts",
+    "release_freed_memory",
     "reuse_freed_memory",
     "to_srt",
     "to_vtt",

@@ -22,3 +22,18 @@ def reuse_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # musl, macOS; Windows
         return False
     return all(mallopt(option, value) == 1 for option, value in _OPTIONS.values())
+
+
+def release_freed_memory() -> bool:
+    """Give memory that is freed back to the system, now; returns whether it can.
+
+    After warming up or a last batch, where a process stays and others need the memory; the next call gets it anew. Long
+    compilations end with it. It goes together with ``reuse_freed_memory``, which keeps what is freed from then on.
+    Other C libraries than glibc do without, and False is returned.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim(0)
+    return True

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m experiments.benchmarks memory --size 1b --seconds 10
 
-A process for each; resident is after the second transcript.
+A process for each; resident is after the second transcript, released after ``release_freed_memory`` besides.
 
 On two idle cores of an AMD EPYC, jax 0.10.2, torch 2.13, transformers 5.23:
 
@@ -31,6 +31,7 @@ OURS = """
 import mms_jax
 asr = mms_jax.load_asr(directory, dtype=dtype)
 run = lambda: asr.transcribe(audio)
+release = mms_jax.release_freed_memory
 """
 THEIRS = """
 import torch, transformers
@@ -41,9 +42,11 @@ def run():
     with torch.inference_mode():
         logits = model(inputs.input_values.to(model.dtype), attention_mask=inputs.attention_mask).logits
     return processor.batch_decode(logits.argmax(-1))
+import ctypes
+release = lambda: ctypes.CDLL(None).malloc_trim(0)
 """
 PROGRAM = """
-import gc, json, pathlib, sys
+import gc, json, os, pathlib, sys
 import numpy as np
 directory, dtype, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 audio = np.random.default_rng(0).normal(size=int(seconds * 16_000)).astype(np.float32) * 0.1
@@ -52,7 +55,10 @@ run(), run()
 gc.collect()
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
 # Not getrusage's peak: that is the parent's where the parent had more.
-print(json.dumps([int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "VmHWM")]))
+figures = [int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "VmHWM")]
+release()
+statm = pathlib.Path("/proc/self/statm").read_text().split()
+print(json.dumps([*figures, int(statm[1]) * os.sysconf("SC_PAGE_SIZE")]))
 """
 SIDES = {
     "mms_jax": (OURS, ("float32", "bfloat16", "int8")),
@@ -70,16 +76,16 @@ def main() -> None:
     if not (directory / "model.safetensors").exists():
         build(directory, SIZES[options.size])
     print(f"{options.size}, one clip of {options.seconds:g} s; GB")
-    print(f"{'':<13} {'dtype':<9} {'resident':>9} {'of which anonymous':>19} {'peak':>6}")
+    print(f"{'':<13} {'dtype':<9} {'resident':>9} {'of which anonymous':>19} {'peak':>6} {'released':>9}")
     for side, (load, dtypes) in SIDES.items():
         for dtype in dtypes:
             figures = measured(load, directory, dtype, options.seconds)
-            resident, private, peak = (f"{figure / 1e9:.2f}" for figure in figures)
-            print(f"{side:<13} {dtype:<9} {resident:>9} {private:>19} {peak:>6}", flush=True)
+            resident, private, peak, released = (f"{figure / 1e9:.2f}" for figure in figures)
+            print(f"{side:<13} {dtype:<9} {resident:>9} {private:>19} {peak:>6} {released:>9}", flush=True)
 
 
 def measured(load: str, directory: Path, dtype: str, seconds: float) -> list[int]:
-    """Bytes: resident, anonymous (not a file's pages), and the most there ever were."""
+    """Bytes: resident, anonymous (not a file's pages), the most there ever were, resident after giving back."""
     command = [sys.executable, "-c", PROGRAM.format(load=load), str(directory), dtype, str(seconds)]
     said = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=True)
     return json.loads(said.stdout.splitlines()[-1])
