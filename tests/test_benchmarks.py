@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ MMS_1B = Wav2Vec2Config(
     adapter_attn_dim=16,
     vocab_size=154,
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -43,9 +44,8 @@ SMALL = {
     "adapter_attn_dim": 8,
     "vocab_size": 32,
 }
-# Of the count that PyTorch makes. Recognition: it counts the frame more that an even positional kernel gives and that is
-# cut off. Synthesis: relative positions, some of which it multiplies in another shape.
-ASR_SLACK, TTS_SLACK = 1e-3, 1e-3
+# Of the count that PyTorch makes; recognition has 5e-4 less: the frame that an even positional kernel gives besides.
+SLACK = 1e-3
 LIMIT = 2e9  # FLOP/s, in these tests
 
 
@@ -57,10 +57,12 @@ def counted(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
 
 def test_recognition_costs_what_pytorch_counts():
     seconds = 2.0
-    model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**SMALL, attn_implementation="eager"))
+    config = transformers.Wav2Vec2Config(**SMALL)
+    config._attn_implementation = "eager"  # products that are counted
+    model = transformers.Wav2Vec2ForCTC(config)
     expected = counted(model, torch.randn(1, int(seconds * RATE)))
     formula = seconds * forward_gflops(Wav2Vec2Config(**SMALL), seconds=seconds)
-    assert formula == pytest.approx(expected, rel=ASR_SLACK)
+    assert formula == pytest.approx(expected, rel=SLACK)
 
 
 def test_synthesis_costs_what_pytorch_counts():
@@ -72,7 +74,7 @@ def test_synthesis_costs_what_pytorch_counts():
         waveform = model(symbols).waveform
     frames = waveform.shape[1] // VitsConfig().hop_length
     formula = speech_gflops(VitsConfig(vocab_size=30), num_symbols=41, num_frames=frames)
-    assert formula == pytest.approx(counter.get_total_flops() / 1e9, rel=TTS_SLACK)
+    assert formula == pytest.approx(counter.get_total_flops() / 1e9, rel=SLACK)
 
 
 def test_published_shapes_cost_what_the_notes_say():

@@ -1,17 +1,18 @@
 """Sixteen languages in one batch: beside one language in it, and beside transformers changing adapters for each file.
 
-    .venv/bin/python -m experiments.benchmarks.mixed --size demo --rounds 10
-    .venv/bin/python -m experiments.benchmarks.mixed --size 1b --seconds 3 --rounds 3
+    python -m experiments.benchmarks mixed --size demo --rounds 10 --output mixed.json
+    python -m experiments.benchmarks mixed --size 1b --seconds 3 --rounds 3
+    python -m experiments.benchmarks mixed --device gpu --size 1b --seconds 10 --dtype bfloat16
 
 Builds a checkpoint in MMS's layout with sixteen random adapters (kept in .work), compares the texts of all rows with
 transformers', then times in turn, everything compiled before:
 
-    shared    the batch in one language, adapter and head part of one ordinary batched model: no gathering at all
-    single    the batch through `transcribe`, all rows in one language
-    mixed     the same, every row in a language of its own
-    loop      transformers: for each file set_target_lang, load_adapter, a forward pass
+    transformers loop    for each file set_target_lang, load_adapter, a forward pass: ratios are to this
+    mms_jax shared       the batch in one language, adapter and head part of one ordinary batched model: no gathering
+    mms_jax single       the batch through `transcribe`, all rows in one language
+    mms_jax mixed        the same, every row in a language of its own
 
-and prints medians and ratios. Results: README.md, "Speed".
+Results: README.md, "Speed".
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import jax
+import jiwer
 import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
 import mms_jax
-from experiments.benchmarks.asr_forward import SIZES, VOCAB, build, measure
+from experiments.benchmarks.asr_forward import SIZES, VOCAB, build
+from experiments.benchmarks.device import add_arguments, environment, limits, prepare, torch_device
+from experiments.benchmarks.flops import RATE, forward_gflops
+from experiments.benchmarks.report import Contender, DifferenceError, Report
+from mms_jax.config import Wav2Vec2Config
 
 LANGUAGES = (
     "eng",
@@ -49,42 +56,64 @@ LANGUAGES = (
     "vie",
 )
 ROWS = 16
+LOOP, SHARED, SINGLE, MIXED = "transformers loop", "mms_jax shared", "mms_jax single", "mms_jax mixed"
+TOLERANCE = {"float32": 0.0, "bfloat16": 0.2}  # letters that differ: random weights decide by a hair, rounding by more
 SIGMA = 0.02  # of what is added to the base's adapter: enough to change texts, too little to overflow
 
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("demo", *SIZES), default="demo")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of the clips")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options = parser.parse_args()
-    mms_jax.reuse_freed_memory()  # both sides are faster for it
+    options = arguments().parse_args()
+    prepare(options)
     directory = Path(".work") / f"bench-mixed-{options.size}"
     if not (directory / "vocab.json").exists():
         build_mixed(directory, options.size)
+    report = Report("mixed", environment(options), limits([options.dtype], options.device))
+    report.start()
     rng = np.random.default_rng(0)
-    clips = [(rng.normal(size=int(options.seconds * 16_000)) * 0.1).astype(np.float32) for _ in range(ROWS)]
-    asr = mms_jax.load_asr(directory, dtype=options.dtype)
-    functions = {
-        "shared": shared(asr, clips),
-        "single": lambda: texts(asr, clips, [LANGUAGES[0]] * ROWS),
-        "mixed": lambda: texts(asr, clips, LANGUAGES),
-        "loop": loop(directory, clips, options.dtype),
-    }
-    if options.dtype == "float32":
-        assert functions["mixed"]() == functions["loop"](), "texts differ: no timing is worth anything"
-        assert len(set(functions["mixed"]())) > 1
-    times = dict(zip(functions, measure(list(functions.values()), options.rounds), strict=True))
-    medians = {name: statistics.median(one) for name, one in times.items()}
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}")
-    print(f"{options.size}, {options.dtype}, {ROWS} clips of {options.seconds:g} s, {options.rounds} rounds, medians")
-    for name, seconds in medians.items():
-        print(f"  {name:<7} {seconds:8.3f} s  (fastest {min(times[name]):.3f})")
-    for one, other in (("mixed", "single"), ("mixed", "shared"), ("loop", "mixed")):
+    clips = [(rng.normal(size=int(options.seconds * RATE)) * 0.1).astype(np.float32) for _ in range(ROWS)]
+    audio = options.seconds * ROWS
+    gflops = forward_gflops(Wav2Vec2Config.from_file(directory / "config.json"), seconds=options.seconds) * audio
+    rows = report.time(
+        f"{ROWS} x {options.seconds:g} s",
+        checked(options, directory, clips),
+        rounds=options.rounds,
+        audio_seconds=audio,
+        gflops=gflops,
+    )
+    report.save(options.output)
+    times = {row.name: row.times for row in rows}
+    for one, other in ((MIXED, SINGLE), (MIXED, SHARED), (LOOP, MIXED)):
         ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
         print(f"  {one} / {other}: {statistics.median(ratios):.3f} (median of the rounds' ratios)")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What can be told."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--size", choices=("demo", *SIZES), default="demo")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of the clips")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    return parser
+
+
+def checked(options: argparse.Namespace, directory: Path, clips: list[np.ndarray]) -> list[Contender]:
+    """All ways to do it, whose texts are equal: in bfloat16, as far as rounding lets them."""
+    asr = mms_jax.load_asr(directory, dtype=options.dtype)
+    functions = {
+        LOOP: loop(directory, clips, options.dtype, torch_device(options)),
+        SHARED: shared(asr, clips),
+        SINGLE: lambda: texts(asr, clips, [LANGUAGES[0]] * ROWS),
+        MIXED: lambda: texts(asr, clips, LANGUAGES),
+    }
+    expected, found = functions[LOOP](), functions[MIXED]()
+    difference = jiwer.cer(expected, found)
+    if difference > TOLERANCE[options.dtype] or len(set(found)) < 2:
+        raise DifferenceError(f"texts of {MIXED} differ from those of {LOOP}: {difference:.1%} of the letters")
+    return [
+        Contender(name, "", options.dtype, run, difference if name == MIXED else 0.0) for name, run in functions.items()
+    ]
 
 
 def texts(asr: mms_jax.SpeechRecognizer, clips: list[np.ndarray], languages) -> list[str]:
@@ -95,7 +124,8 @@ def texts(asr: mms_jax.SpeechRecognizer, clips: list[np.ndarray], languages) -> 
 def shared(asr: mms_jax.SpeechRecognizer, clips: list[np.ndarray]):
     """The same batch through an ordinary model, up to its best tokens."""
     asr.load_adapter(LANGUAGES[0])
-    module, params = asr.module, asr.params
+    module: Any = asr.module
+    params = asr.params
     forward = jax.jit(lambda params, values, mask: module.apply({"params": params}, values, mask).logits.argmax(-1))
     vocabulary = asr.tokenizer.vocabulary(LANGUAGES[0])
 
@@ -106,10 +136,11 @@ def shared(asr: mms_jax.SpeechRecognizer, clips: list[np.ndarray]):
     return run
 
 
-def loop(directory: Path, clips: list[np.ndarray], dtype: str):
+def loop(directory: Path, clips: list[np.ndarray], dtype: str, device: torch.device):
     """transformers as its documentation says: the adapter and the vocabulary change for every file."""
-    processor = transformers.Wav2Vec2Processor.from_pretrained(directory)
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    processor: Any = transformers.Wav2Vec2Processor.from_pretrained(directory)
+    model: Any = transformers.Wav2Vec2ForCTC.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model = model.eval().to(device)
 
     def run() -> list[str]:
         found = []
@@ -118,7 +149,8 @@ def loop(directory: Path, clips: list[np.ndarray], dtype: str):
             model.load_adapter(language)
             inputs = processor(clip, sampling_rate=16_000, return_tensors="pt")
             with torch.inference_mode():
-                logits = model(inputs.input_values.to(model.dtype), attention_mask=inputs.attention_mask).logits
+                values, mask = inputs.input_values.to(device, model.dtype), inputs.attention_mask.to(device)
+                logits = model(values, attention_mask=mask).logits
             found.append(processor.batch_decode(logits.argmax(-1))[0])
         return found
 

@@ -21,8 +21,8 @@ import transformers
 from torch.nn.utils import parametrize
 
 # Dynamic quantisation of matrix products with constant weights, ONNX Runtime's recipe for transformers: what weights
-# are stored as, and whether every output has a scale of its own. reduce_range is for processors without VNNI, whose 16-bit
-# sums overflow.
+# are stored as, and whether every output has a scale of its own. reduce_range is for processors without VNNI, whose
+# 16-bit sums overflow.
 INT8 = {
     "s8": {"weight_type": "QInt8", "per_channel": True},
     "u8": {"weight_type": "QUInt8", "per_channel": True},

@@ -1,10 +1,10 @@
 """VITS' decoder, this library beside transformers: same weights, same latents, same machine, in turn.
 
-    .venv/bin/python -m experiments.benchmarks.vits_decoder --rounds 7
+    python -m experiments.benchmarks decoder --rounds 7 --output decoder.json
 
 One row of 5 s; then 16 rows of 2 to 8 s, which transformers pads to the longest. Results are compared before anything
-is timed, over the frames that padding cannot reach in transformers. Prints medians, and their ratio to transformers in
-float32 (> 1: faster than it). Compilation is timed apart.
+is timed, over the frames that padding cannot reach in transformers. Ratios (> 1: faster) are to transformers in
+float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ import torch
 import transformers
 from transformers.models.vits.modeling_vits import VitsHifiGan
 
-from experiments.benchmarks.asr_forward import measure
+from experiments.benchmarks.device import add_arguments, environment, limits, prepare, torch_device
+from experiments.benchmarks.flops import decoder_products
+from experiments.benchmarks.report import OURS, Contender, DifferenceError, Report
 from mms_jax.config import VitsConfig
 from mms_jax.models.vits.decoder import Decoder, prepare_kernels, receptive_field
 
@@ -34,16 +36,18 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all there are")
+    add_arguments(parser, rounds=7)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, jax {jax.__version__}, {options.rounds} rounds, medians")
-    print(f"{'batch':<12} {'decoder':<22} {'seconds':>8} {'ratio':>6} {'max |Δ|':>9} {'compile':>8}")
-    model = random_peer()
-    for name, lengths in BATCHES.items():
-        for row in compare(model, lengths, options.rounds):
-            print(f"{name:<12} {row}", flush=True)
+    prepare(options)
+    report = Report("decoder", environment(options), limits(TOLERANCE, options.device))
+    report.start()
+    model, config = random_peer(), VitsConfig()
+    for work, lengths in BATCHES.items():
+        contenders = list(checked(model, config, lengths, torch_device(options)))
+        gflops = 2e-9 * sum(lengths) * decoder_products(config)
+        seconds = sum(lengths) * config.hop_length / config.sampling_rate
+        report.time(work, contenders, rounds=options.rounds, audio_seconds=seconds, gflops=gflops)
+        report.save(options.output)
 
 
 def random_peer() -> VitsHifiGan:
@@ -70,43 +74,35 @@ def params_of(model: VitsHifiGan) -> dict[str, Any]:
     return params
 
 
-def compare(model: VitsHifiGan, lengths: list[int], rounds: int):
-    """Yield a printed row for each decoder."""
-    config, params = VitsConfig(), params_of(model)
+def checked(model: VitsHifiGan, config: VitsConfig, lengths: list[int], device: torch.device) -> Iterator[Contender]:
+    """The decoders whose results are right, ready to be timed; transformers in float32 first."""
+    params = params_of(model)
     latents = np.random.default_rng(0).normal(size=(len(lengths), max(lengths), config.flow_size)).astype(np.float32)
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-    decoders: dict[str, Callable[[], np.ndarray]] = {"transformers float32": peer(model, latents, torch.float32)}
-    compile_times = {}
-    for dtype in TOLERANCE:
+    ends = [config.hop_length * (count - receptive_field(config)) for count in lengths]
+    expected = peer(model, latents, "float32", device)()
+    made = [("transformers", dtype, lambda dtype=dtype: peer(model, latents, dtype, device)) for dtype in TOLERANCE]
+    made += [(OURS, dtype, lambda dtype=dtype: ours(config, params, latents, mask, dtype)) for dtype in TOLERANCE]
+    for library, dtype, make in made:
         start = time.perf_counter()
-        decoders[f"mms_jax {dtype}"] = ours(config, params, latents, mask, dtype)
-        compile_times[f"mms_jax {dtype}"] = time.perf_counter() - start
-    decoders["transformers bfloat16"] = peer(model, latents, torch.bfloat16)
-    expected, errors = decoders["transformers float32"](), {}
-    for name, decode in decoders.items():
+        decode = make()
         waveform = decode()
-        errors[name] = max(
-            np.abs(waveform[i, :end] - expected[i, :end]).max()
-            for i, end in enumerate(config.hop_length * (n - receptive_field(config)) for n in lengths)
-        )
-        limit = TOLERANCE[name.split()[1]]
-        assert errors[name] <= limit, f"{name} differs by {errors[name]:.1e}; no timing is worth anything"
-    times = dict(zip(decoders, measure(list(decoders.values()), rounds), strict=True))
-    base = float(np.median(times["transformers float32"]))
-    for name, seconds in times.items():
-        compiled = f"{compile_times[name]:.1f}s" if name in compile_times else ""
-        median = float(np.median(seconds))
-        yield f"{name:<22} {median:>8.3f} {base / median:>6.2f} {errors[name]:>9.1e} {compiled:>8}"
+        first = time.perf_counter() - start
+        rows = zip(waveform, expected, ends, strict=True)
+        error = max(float(np.abs(own - other)[:end].max()) for own, other, end in rows)
+        if error > TOLERANCE[dtype]:
+            raise DifferenceError(f"{library} {dtype}: {error:.1e} from transformers' float32")
+        yield Contender(library, "", dtype, decode, error, first)
 
 
-def peer(model: VitsHifiGan, latents: np.ndarray, dtype: torch.dtype) -> Callable[[], np.ndarray]:
+def peer(model: VitsHifiGan, latents: np.ndarray, dtype: str, device: torch.device) -> Callable[[], np.ndarray]:
     """transformers' decoder, ready to run."""
-    inputs = torch.tensor(latents).mT.to(dtype)
-    model = copy.deepcopy(model).to(dtype)
+    inputs = torch.tensor(latents).mT.to(device, getattr(torch, dtype))
+    model = copy.deepcopy(model).to(device, getattr(torch, dtype))
 
     @torch.inference_mode()
     def decode() -> np.ndarray:
-        return model(inputs)[:, 0].float().numpy()
+        return model(inputs)[:, 0].float().cpu().numpy()
 
     return decode
 
