@@ -279,11 +279,11 @@ def test_languages_without_an_adapter_file_are_not_offered(directory, tmp_path):
 
 def test_many_items_need_few_shapes_and_no_row_is_padding(asr):
     clips = [noise(num_samples) for num_samples in (*[4000] * 11, *[9000] * 3)]
-    batches = list(make_batches(clips, asr.feature_extractor, batch_size=16, max_samples=100_000, pad=True))
-    rows = [batch.features.input_values.shape[0] for batch in batches]
+    batches = list(make_batches(clips, batch_size=16, max_samples=100_000, pad=True))
+    rows = [batch.waveforms.samples.shape[0] for batch in batches]
     assert rows == [2, 1, 8, 2, 1]
     assert sorted(index for batch in batches for index in batch.indices) == list(range(14))
-    assert all(batch.features.input_values.size <= 100_000 for batch in batches)
+    assert all(batch.waveforms.samples.size <= 100_000 for batch in batches)
 
 
 def test_items_without_a_name_are_named_by_their_number(asr):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -31,7 +32,7 @@ from mms_jax.pipelines.batching import MAX_DURATION, is_many
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, Chunking, make_chunking
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.lid import LanguageIdentifier
-from mms_jax.pipelines.recognition import Recognition
+from mms_jax.pipelines.recognition import Detail, Recognition
 from mms_jax.pipelines.recordings import Reader, Recording
 from mms_jax.pipelines.results import one_or_all
 from mms_jax.pipelines.routing import AUTO, Router
@@ -143,11 +144,13 @@ class SpeechRecognizer(AdaptedModel):
         items, recordings, many = self._recordings(audio, language)
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
         router = self._router(recordings, candidates)
-        reader = self._reader(chunking, batch_size, max_duration, router=router, progress=progress)
+        detail = "tokens" if timestamps is None else "frames"
+        reader = self._reader(chunking, batch_size, max_duration, detail=detail, router=router, progress=progress)
         results: dict[int, Transcription] = {}
-        for index in reader.read(items, recordings, many=many):
-            results[index] = self._transcription(recordings[index], timestamps)
-            recordings[index].parts = []
+        with closing(reader.read(items, recordings, many=many)) as complete:
+            for index in complete:
+                results[index] = self._transcription(recordings[index], timestamps)
+                recordings[index].parts = []
         for index, recording in enumerate(recordings):
             if recording.error is not None:
                 results[index] = self._transcription(recording, timestamps)
@@ -175,7 +178,7 @@ class SpeechRecognizer(AdaptedModel):
         if any(recording.undecided for recording in recordings):
             raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
-        reader = self._reader(chunking, batch_size, max_duration, logits=True)
+        reader = self._reader(chunking, batch_size, max_duration, detail="logits")
         complete = set(reader.read(items, recordings, many=many))
         for recording in recordings:
             if recording.error is not None:
@@ -257,9 +260,9 @@ class SpeechRecognizer(AdaptedModel):
         batch_size: int,
         max_duration: float,
         *,
+        detail: Detail,
         router: Router | None = None,
         progress: bool | None = False,
-        logits: bool = False,
     ) -> Reader:
         return Reader(
             self._config,
@@ -269,7 +272,7 @@ class SpeechRecognizer(AdaptedModel):
             check_number("max_duration", max_duration, 0.001, math.inf),
             self._dtype,
             router=router,
-            logits=logits,
+            detail=detail,
             progress=progress,
         )
 
@@ -282,9 +285,9 @@ class SpeechRecognizer(AdaptedModel):
         vocabulary = recording.vocabulary
         if vocabulary is None:  # nothing but silence
             return replace(result, transcript="", times=Times((), ()) if timestamps else None)
-        ids = recording.ids(blank_id=vocabulary.blank_id)
         if timestamps is None:
-            return replace(result, transcript=vocabulary.decode(ids))
+            return replace(result, transcript=vocabulary.decode(recording.tokens(), group_tokens=False))
+        ids = recording.ids(blank_id=vocabulary.blank_id)
         hop = self._config.samples_per_frame / SAMPLING_RATE
         text, times = timed(ids, recording.scores(), vocabulary, seconds_per_frame=hop)
         return replace(result, transcript=text, times=times)

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from mms_jax.audio import SAMPLING_RATE, load_audio
+from mms_jax.audio import SAMPLING_RATE, load_samples
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError
-from mms_jax.features import FeatureExtractor, Features, batch_rows, bucket_length, bucketed_batches
+from mms_jax.features import batch_rows, bucket_length, bucketed_batches
+from mms_jax.pipelines.waveforms import STEP, Waveforms, crosses_bus, pack
 
 T = TypeVar("T")
 
 MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
-WINDOW = 128  # items decoded and held at a time, and sorted by length among each other
-SILENCE = 2.0**-14  # largest range of samples that is silence: two steps of 16-bit audio, what dither leaves
+WINDOW = 64  # items that are sorted by length among each other; while they are in use, as many are decoded
+SILENT_STEPS = 2  # of 16-bit audio: largest range of samples that is silence, what dither leaves
 DECODE_THREADS = 4  # soundfile and soxr release the GIL
+AHEAD = 2 * DECODE_THREADS  # items decoded before they are asked for
 
 
 class Batch(NamedTuple):
     """Rows that go through the model together."""
 
     indices: list[int]  # of the item each row belongs to
-    features: Features
+    waveforms: Waveforms
+
+    def rows(self, numbers: Sequence[int]) -> Waveforms:
+        """The waveforms of some rows."""
+        if len(numbers) == len(self.indices):
+            return self.waveforms
+        return Waveforms(*(array[list(numbers)] for array in self.waveforms))
 
 
 def is_many(audio: Any) -> bool:
@@ -44,22 +53,33 @@ def is_many(audio: Any) -> bool:
     return not (len(audio) and all(np.isscalar(item) and not isinstance(item, (str, bytes)) for item in audio))
 
 
-def load_all(items: Sequence[Any], *, max_duration: float, first: int | None = 0) -> list[np.ndarray | AudioError]:
-    """Decode every item to float32 [S] at 16 kHz, in order; an item that cannot be used gives its error instead.
+def load_each(items: Sequence[Any], *, max_duration: float, many: bool) -> Generator[np.ndarray | AudioError]:
+    """Decode items to int16 or float32 [S] at 16 kHz, in order, some ahead in threads; an error is its item's result.
 
-    Errors of items that have no name of their own get their number, counted from ``first``; None: there is only one.
+    Args:
+        items: what ``load_samples`` takes.
+        max_duration: longest item, seconds; what is longer is an error.
+        many: whether errors of items that have no name of their own say their number.
     """
 
     def load(index: int) -> np.ndarray | AudioError:
         try:
-            return load_audio(items[index], max_duration=max_duration)
+            return load_samples(items[index], max_duration=max_duration)
         except AudioError as error:
-            return error if first is None else numbered(error, items[index], first + index)
+            return numbered(error, items[index], index) if many else error
 
-    if len(items) < 2:
-        return [load(index) for index in range(len(items))]
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        return list(pool.map(load, range(len(items))))
+        pending: deque[Future] = deque()
+        try:
+            for index in range(len(items)):
+                pending.append(pool.submit(load, index))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def numbered(error: AudioError, item: Any, number: int) -> AudioError:
@@ -68,23 +88,18 @@ def numbered(error: AudioError, item: Any, number: int) -> AudioError:
 
 
 def has_speech(samples: np.ndarray) -> bool:
-    """Whether samples are more than digital silence, in which a model hears something all the same."""
-    return bool(len(samples)) and bool(np.ptp(samples) > SILENCE)
+    """Whether samples, int16 or float32 [S], are more than digital silence, in which a model hears something too."""
+    if not len(samples):
+        return False
+    step = 1 if samples.dtype == np.int16 else STEP
+    return samples.max().item() - samples.min().item() > SILENT_STEPS * step
 
 
-def make_batches(
-    waveforms: Sequence[np.ndarray],
-    extractor: FeatureExtractor,
-    *,
-    batch_size: int,
-    max_samples: int,
-    pad: bool,
-) -> Iterator[Batch]:
-    """Normalise waveforms, each by itself, and group them by length.
+def make_batches(waveforms: Sequence[np.ndarray], *, batch_size: int, max_samples: int, pad: bool) -> Iterator[Batch]:
+    """Group waveforms by length.
 
     Args:
-        waveforms: float32 [S] each, of at least one frame.
-        extractor: the checkpoint's.
+        waveforms: int16 or float32 [S] each, of at least one frame.
         batch_size: most rows in a batch.
         max_samples: most padded samples in a batch of more than one row; bounds memory.
         pad: whether rows may be padded to a bucket's length, so that few shapes are compiled. Models whose result
@@ -96,13 +111,8 @@ def make_batches(
     lengths = [len(waveform) for waveform in waveforms]
     for group in bucketed_batches(lengths, batch_size=batch_size, max_samples=max_samples, bucket=bucket):
         for indices in powers_of_two(group):
-            shape = len(indices), bucket(lengths[indices[0]])
-            features = Features(np.zeros(shape, np.float32), np.zeros(shape, bool))
-            for row, index in enumerate(indices):
-                normalised = extractor([waveforms[index]]).input_values[0]
-                features.input_values[row, : len(normalised)] = normalised
-                features.attention_mask[row, : len(normalised)] = True
-            yield Batch(indices, features)
+            rows = [waveforms[index] for index in indices]
+            yield Batch(indices, pack(rows, width=bucket(lengths[indices[0]]), keep_int16=crosses_bus()))
 
 
 def pads(config: Wav2Vec2Config) -> bool:

@@ -7,20 +7,19 @@ lengths are whole frames, so what is kept of the windows' outputs, laid end to e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mms_jax.audio import SAMPLING_RATE, stream_audio
+from mms_jax.audio import SAMPLING_RATE, stream_samples
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, SettingError
-from mms_jax.pipelines.batching import DECODE_THREADS, MAX_DURATION, numbered
+from mms_jax.pipelines.batching import AHEAD, DECODE_THREADS, MAX_DURATION, numbered
 from mms_jax.pipelines.settings import check_number
 
 CHUNK_LENGTH = 30.0  # seconds: about the longest that the models were trained on
-AHEAD = 2 * DECODE_THREADS  # items decoded before they are asked for
 
 
 class Chunking(NamedTuple):
@@ -35,7 +34,7 @@ class Chunking(NamedTuple):
 class Chunk(NamedTuple):
     """One window of one audio."""
 
-    samples: np.ndarray  # float32 [S] at 16 kHz
+    samples: np.ndarray  # int16 or float32 [S] at 16 kHz
     start: int  # sample of the whole at which it starts
     keep: slice  # frames that are not context
     is_last: bool
@@ -80,18 +79,19 @@ def _frames(seconds: float, hop: int) -> int:
 
 
 def cut(blocks: Iterable[np.ndarray], chunking: Chunking, config: Wav2Vec2Config) -> Iterator[Chunk]:
-    """Cut audio that comes in blocks, float32 [S] each, into windows; audio that fits into one gives just that.
+    """Cut audio that comes in blocks, all int16 or all float32 [S], into windows; what fits into one is just that.
 
     No more than a window and a block are held. At least one chunk comes out, if need be one without samples.
     """
     rest, start, first = np.zeros(0, np.float32), 0, 0
     for block in blocks:
-        rest = np.concatenate([rest, block])
+        rest = np.concatenate([rest, block]) if len(rest) else block
         while len(rest) > chunking.num_samples:
             samples = rest[: chunking.num_samples].copy()  # a view would hold the whole block
             yield Chunk(samples, start, slice(first, chunking.stop), is_last=False)
             rest, start, first = rest[chunking.step :], start + chunking.step, chunking.left
-    yield Chunk(rest.copy(), start, slice(first, int(config.num_frames(len(rest)))), is_last=True)
+    rest = rest if rest.base is None else rest.copy()
+    yield Chunk(rest, start, slice(first, int(config.num_frames(len(rest)))), is_last=True)
 
 
 def read_chunks(
@@ -102,11 +102,11 @@ def read_chunks(
     *,
     max_duration: float,
     many: bool,
-) -> Iterator[tuple[int, Chunk | AudioError]]:
+) -> Generator[tuple[int, Chunk | AudioError]]:
     """Decode items in order, some ahead in threads, and yield (index, window); an error is its item's last.
 
     Args:
-        items: what ``load_audio`` takes.
+        items: what ``load_samples`` takes.
         indices: of the items to read.
         chunking, config: how to cut.
         max_duration: longest item, seconds; what is longer is an error.
@@ -115,7 +115,7 @@ def read_chunks(
 
     def chunks(index: int) -> Iterator[Chunk | AudioError]:
         try:
-            yield from cut(stream_audio(items[index], max_duration=max_duration), chunking, config)
+            yield from cut(stream_samples(items[index], max_duration=max_duration), chunking, config)
         except AudioError as error:
             yield numbered(error, items[index], index) if many else error
 
@@ -144,15 +144,20 @@ def _drain(
 
 
 def grouped(
-    chunks: Iterable[tuple[int, Chunk | AudioError]], *, count: int, num_samples: int
+    chunks: Iterable[tuple[int, Chunk | AudioError]], *, count: int, num_bytes: int
 ) -> Iterator[list[tuple[int, Chunk | AudioError]]]:
-    """Collect windows until there are ``count`` of them, or ``num_samples`` samples."""
+    """Collect windows until there are ``count`` of them, or their samples take ``num_bytes``."""
     group, total = [], 0
     for index, chunk in chunks:
         group.append((index, chunk))
-        total += 0 if isinstance(chunk, AudioError) else len(chunk.samples)
-        if len(group) >= count or total >= num_samples:
+        total += chunk_bytes(chunk)
+        if len(group) >= count or total >= num_bytes:
             yield group
             group, total = [], 0
     if group:
         yield group
+
+
+def chunk_bytes(chunk: Chunk | AudioError) -> int:
+    """What a window's samples take."""
+    return 0 if isinstance(chunk, AudioError) else chunk.samples.nbytes

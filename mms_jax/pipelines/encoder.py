@@ -23,6 +23,7 @@ from mms_jax.models.trees import Params
 from mms_jax.pipelines.batching import MAX_DURATION, is_many, not_finite
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
+from mms_jax.pipelines.waveforms import model_input
 
 Depth = int | Literal["all"] | None  # index of a hidden state, from 0; None: the last one after the encoder's norm
 
@@ -157,7 +158,6 @@ class SpeechEncoder:
                 items,
                 todo,
                 config=self._config,
-                feature_extractor=self.feature_extractor,
                 batch_size=batch_size,
             )
             for index, row in rows:
@@ -201,12 +201,14 @@ class SpeechEncoder:
     def _jitted(self):
         """The one jitted call, compiled for each depth: what lies above a layer is not computed."""
 
-        def forward(params, input_values, attention_mask, *, depth):
+        extractor = self.feature_extractor
+
+        def forward(params, samples, num_samples, *, depth):
+            inputs = model_input(samples, num_samples, extractor=extractor)
             count = max(depth, 1) if isinstance(depth, int) else self._config.num_hidden_layers
             module = Wav2Vec2Model(self._config.replace(num_hidden_layers=count), self._dtype, self._scan_layers)
-            output: Any = module.apply(
-                {"params": _first_layers(params, count)}, input_values, attention_mask, output_hidden_states=True
-            )
+            own = _first_layers(params, count)
+            output: Any = module.apply({"params": own}, *inputs, output_hidden_states=True)
             if depth is None:
                 return {"states": output.last_hidden_state}
             if depth == "all":

@@ -32,6 +32,7 @@ from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, has_speech, i
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 from mms_jax.pipelines.settings import check_integer, check_number
+from mms_jax.pipelines.waveforms import compile_for, model_input
 
 
 class Candidate(NamedTuple):
@@ -212,7 +213,9 @@ class LanguageIdentifier:
         check_integer("batch_size", batch_size, 1)
         shapes = list(batch_shapes(self._config, duration=max_duration, batch_size=batch_size))
         for shape in shapes:
-            jax.block_until_ready(self._jitted(self._folded, np.zeros(shape, np.float32), np.ones(shape, bool)))
+            compile_for(shape)
+            samples, num_samples = np.zeros(shape, np.float32), np.full(shape[:1], shape[1], np.int32)
+            jax.block_until_ready(self._jitted(self._folded, samples, num_samples))
         return len(shapes)
 
     def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
@@ -259,7 +262,6 @@ class LanguageIdentifier:
             items,
             [index for index, item in enumerate(items) if item.error is None],
             config=self._config,
-            feature_extractor=self.feature_extractor,
             batch_size=batch_size,
         )
 
@@ -270,10 +272,11 @@ class LanguageIdentifier:
     @cached_property
     def _jitted(self):
         """The one jitted call; parameters are an argument, so that they are no constants of the executable."""
-        module = self.module
+        module, extractor = self.module, self.feature_extractor
 
-        def forward(params, input_values, attention_mask):
-            output: Any = module.apply({"params": params}, input_values, attention_mask)
+        def forward(params, samples, num_samples):
+            inputs = model_input(samples, num_samples, extractor=extractor)
+            output: Any = module.apply({"params": params}, *inputs)
             return {"logits": output.logits, "finite": jnp.isfinite(output.logits).all(axis=-1)}
 
         return jax.jit(forward)

@@ -1,10 +1,10 @@
-"""The compiled recogniser: waveforms in batches, each row in a language of its own, to the best token of each frame."""
+"""The compiled recogniser: waveforms in batches, each row in a language of its own, to tokens or to frames."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,82 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, LanguageError, MMSError
-from mms_jax.features import FeatureExtractor, Features
+from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, stack_layers, unstack_layers
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import AdapterBank, Alphabet, LostAdapterError
 from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, make_batches, pads
+from mms_jax.pipelines.greedy import NUM_READINGS, Tokens, collapse, readings, unpacked
+from mms_jax.pipelines.waveforms import Waveforms, compile_for, model_input, on_device
 from mms_jax.text.ctc import CTCVocabulary
+
+# What to bring from the device: tokens alone, the best token of every frame too, or everything there is.
+Detail = Literal["tokens", "frames", "logits"]
+FETCHED: dict[Detail, tuple[str, ...]] = {
+    "tokens": ("tokens", "edges", "finite"),
+    "frames": ("ids", "scores", "finite"),
+    "logits": ("ids", "scores", "finite", "logits"),
+}
 
 
 class Frames(NamedTuple):
-    """What was recognised in one waveform of T frames."""
+    """What was recognised in the T frames of one waveform that are kept."""
 
     ids: np.ndarray  # int32 [T]: the best token of each frame
     scores: np.ndarray  # float32 [T]: its probability
-    finite: bool  # whether all logits are
     logits: np.ndarray | None  # float32 [T, V]; None where nobody asked for them
-    vocabulary: CTCVocabulary  # of which they are tokens
 
-    def cut(self, keep: slice) -> Frames:
-        """Those frames alone."""
-        logits = None if self.logits is None else self.logits[keep]
-        return self._replace(ids=self.ids[keep], scores=self.scores[keep], logits=logits)
+
+class Heard(NamedTuple):
+    """What was recognised in one waveform."""
+
+    what: Frames | Tokens
+    finite: bool  # whether all its logits are
+    vocabulary: CTCVocabulary  # of which these are tokens
+
+
+class Call:
+    """A batch that the device computes, or has computed."""
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        keeps: Sequence[slice],
+        alphabets: Sequence[Alphabet],
+        outputs: dict[str, jax.Array],
+        *,
+        detail: Detail,
+    ):
+        self._indices = indices
+        self._keeps = keeps
+        self._alphabets = alphabets
+        self._detail: Detail = detail
+        self._outputs = {name: outputs[name] for name in FETCHED[detail]}
+        for output in self._outputs.values():
+            output.copy_to_host_async()
+
+    def results(self) -> Iterator[tuple[int, Heard]]:
+        """Wait for it, and yield (index, what was recognised) for each row."""
+        outputs = {name: np.asarray(output) for name, output in self._outputs.items()}
+        for row, (index, keep, alphabet) in enumerate(zip(self._indices, self._keeps, self._alphabets, strict=True)):
+            own = {name: output[row] for name, output in outputs.items()}
+            if self._detail == "tokens":
+                what = unpacked(own["tokens"], own["edges"])
+            else:
+                what = _frames(own, keep, alphabet.vocab_size)
+            yield index, Heard(what, bool(own["finite"]), alphabet.vocabulary)
+
+
+class Lost(NamedTuple):
+    """Waveforms whose adapter cannot be read any more."""
+
+    indices: list[int]
+    error: MMSError
+
+    def results(self) -> Iterator[tuple[int, MMSError]]:
+        """(index, why) for each."""
+        return ((index, self.error) for index in self.indices)
 
 
 class Recognition:
@@ -64,26 +118,30 @@ class Recognition:
         """Shapes the model was compiled for so far."""
         return len(self._compiled)
 
-    def __call__(
-        self, waveforms: Sequence[np.ndarray], tags: Sequence[Tag], *, batch_size: int, logits: bool = False
-    ) -> Iterator[tuple[int, Frames | MMSError]]:
-        """Recognise waveforms, float32 [S] of at least one frame each, each in the language of its tag.
+    def calls(
+        self,
+        waveforms: Sequence[np.ndarray],
+        tags: Sequence[Tag],
+        keeps: Sequence[slice],
+        *,
+        batch_size: int,
+        detail: Detail = "tokens",
+    ) -> Iterator[Call | Lost]:
+        """Recognise waveforms, int16 or float32 [S] of at least one frame each, each in the language of its tag.
 
         Args:
             waveforms: at most ``MAX_DURATION`` seconds each.
             tags: one for each.
+            keeps: one for each: the frames that count, at least one; the others are context.
             batch_size: most of them in one call of the model.
-            logits: whether to bring them from the device too.
+            detail: what to bring from the device.
 
         Yields:
-            (index, what was recognised, or why its adapter cannot be read any more), in no particular order.
+            Calls of the model, in no particular order of waveforms. The device computes it by then; its results can
+            be asked for once there is work for the device after it.
         """
         batches = make_batches(
-            waveforms,
-            self._feature_extractor,
-            batch_size=batch_size,
-            max_samples=int(MAX_DURATION * SAMPLING_RATE),
-            pad=pads(self._config),
+            waveforms, batch_size=batch_size, max_samples=int(MAX_DURATION * SAMPLING_RATE), pad=pads(self._config)
         )
         for batch in batches:
             rows = list(range(len(batch.indices)))
@@ -92,15 +150,14 @@ class Recognition:
                     gathered = self._bank.gather([tags[batch.indices[row]] for row in rows])
                 except LostAdapterError as lost:
                     without = [row for row in rows if tags[batch.indices[row]] == lost.tag]
-                    yield from ((batch.indices[row], lost.error) for row in without)
+                    yield Lost([batch.indices[row] for row in without], lost.error)
                     rows = [row for row in rows if row not in without]
                     continue
                 now, rows = rows[: len(gathered.alphabets)], rows[len(gathered.alphabets) :]
-                outputs = self._run(gathered.leaves, Features(*(array[now] for array in batch.features)))
-                for number, row in enumerate(now):
-                    index = batch.indices[row]
-                    num_frames = int(self._config.num_frames(len(waveforms[index])))
-                    yield index, _row(outputs, number, num_frames, gathered.alphabets[number], logits=logits)
+                indices = [batch.indices[row] for row in now]
+                kept = [keeps[index] for index in indices]
+                outputs = self._run(gathered.leaves, batch.rows(now), kept, gathered.alphabets)
+                yield Call(indices, kept, gathered.alphabets, outputs, detail=detail)
 
     def unreadable(self, tag: Tag) -> MMSError | None:
         """Why a language cannot be recognised though it is one of the model's; None where it can."""
@@ -119,44 +176,53 @@ class Recognition:
             self._bank.alphabet(tag)
         for num_rows, num_samples in batch_shapes(self._config, duration=duration, batch_size=batch_size):
             adapters = self._bank.gather([tags[0]] * num_rows).leaves
+            compile_for((num_rows, num_samples))
             self._executable(adapters, num_rows, num_samples)
 
-    def _run(self, adapters: Params, features: Features) -> dict[str, Any]:
-        return self._executable(adapters, *features.input_values.shape)(self._base, adapters, *features)
+    def _run(
+        self, adapters: Params, waveforms: Waveforms, keeps: Sequence[slice], alphabets: Sequence[Alphabet]
+    ) -> dict[str, jax.Array]:
+        reading = readings(keeps, [alphabet.vocabulary for alphabet in alphabets])
+        executable = self._executable(adapters, *waveforms.samples.shape)
+        return executable(self._base, adapters, *on_device(waveforms), reading)
 
     def _executable(self, adapters: Params, num_rows: int, num_samples: int) -> Any:
         key = num_rows, num_samples, adapters["lm_head"]["kernel"].shape[-1]
         with self._lock:
             if key not in self._compiled:
-                shape = num_rows, num_samples
-                arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+                arguments = (
+                    jax.ShapeDtypeStruct((num_rows, num_samples), jnp.float32),
+                    jax.ShapeDtypeStruct((num_rows,), jnp.int32),
+                    jax.ShapeDtypeStruct((num_rows, NUM_READINGS), jnp.int32),
+                )
                 self._compiled[key] = jax.jit(self._forward).lower(self._base, adapters, *arguments).compile()
             return self._compiled[key]
 
-    def _forward(self, base: Params, adapters: Params, input_values: jax.Array, attention_mask: jax.Array) -> Any:
+    def _forward(
+        self, base: Params, adapters: Params, samples: jax.Array, num_samples: jax.Array, reading: jax.Array
+    ) -> dict[str, jax.Array]:
         """Every leaf of ``adapters`` has a leading axis of rows, and layers stacked behind it."""
         width = adapters["lm_head"]["kernel"].shape[-1]
         config = self._config.replace(vocab_size=width)
-        module = Wav2Vec2ForCTC(config, self._dtype, self._scan_layers, num_adapters=len(input_values))
+        module = Wav2Vec2ForCTC(config, self._dtype, self._scan_layers, num_adapters=len(samples))
         own = jax.vmap(unstack_layers)(adapters)
         own = stack_layers(own) if self._scan_layers else own  # the axis of layers first, then that of rows
-        output: Any = module.apply({"params": merge_trees(base, own)}, input_values, attention_mask)
+        inputs = model_input(samples, num_samples, extractor=self._feature_extractor)
+        output: Any = module.apply({"params": merge_trees(base, own)}, *inputs)
         logits, frame_mask = output.logits, output.frame_mask
         best = logits.max(axis=-1, keepdims=True)
+        ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        collapsed = collapse(ids, reading, vocab_size=width)
         return {
             "logits": logits,
-            "ids": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "ids": ids,
             "scores": 1 / jnp.exp(logits - best).sum(axis=-1),
+            "tokens": collapsed.ids,
+            "edges": collapsed.edges,
             "finite": jnp.isfinite(jnp.where(frame_mask[..., None], logits, 0)).all(axis=(1, 2)),
         }
 
 
-def _row(outputs: dict[str, Any], row: int, num_frames: int, alphabet: Alphabet, *, logits: bool) -> Frames:
-    """One row without its padding."""
-    return Frames(
-        np.asarray(outputs["ids"])[row, :num_frames],
-        np.asarray(outputs["scores"])[row, :num_frames],
-        bool(np.asarray(outputs["finite"])[row]),
-        np.asarray(outputs["logits"])[row, :num_frames, : alphabet.vocab_size] if logits else None,
-        alphabet.vocabulary,
-    )
+def _frames(row: dict[str, np.ndarray], keep: slice, vocab_size: int) -> Frames:
+    logits = row["logits"][keep, :vocab_size] if "logits" in row else None
+    return Frames(row["ids"][keep], row["scores"][keep], logits)

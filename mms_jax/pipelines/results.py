@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -12,14 +13,15 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE, describe_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError
-from mms_jax.features import FeatureExtractor
-from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, load_all, make_batches, pads
+from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, Batch, load_each, make_batches, pads
+from mms_jax.pipelines.prefetch import made_ahead, one_call_behind
+from mms_jax.pipelines.waveforms import on_device
 
 
 class Item(NamedTuple):
     """One input, decoded, or why it cannot be used."""
 
-    samples: np.ndarray  # float32 [S] at 16 kHz; empty where it could not be read
+    samples: np.ndarray  # int16 or float32 [S] at 16 kHz; empty where it could not be read
     error: AudioError | None = None
 
     @property
@@ -43,25 +45,29 @@ def load_windows(
     max_duration: float,
     refuse: Callable[[np.ndarray], str | None] = lambda samples: None,
 ) -> Iterator[list[Item]]:
-    """Decode inputs in order, a limited number at a time, so that a long list stays small in memory.
+    """Decode inputs in order, ``WINDOW`` at a time, so that a long list stays small in memory.
+
+    While one window is in use the next one is decoded.
 
     Args:
-        inputs: what ``load_audio`` takes.
+        inputs: what ``load_samples`` takes.
         many: whether errors are to say which of the inputs they are about.
         max_duration: longest input, seconds; what is longer is an error.
         refuse: why samples that could be read cannot be used, or None.
     """
-    for start in range(0, len(inputs), WINDOW):
-        window = inputs[start : start + WINDOW]
-        items = []
-        for offset, samples in enumerate(load_all(window, max_duration=max_duration, first=start if many else None)):
-            if isinstance(samples, AudioError):
-                items.append(Item(np.zeros(0, np.float32), samples))
-                continue
-            reason = refuse(samples)
-            name = _name(window[offset], start + offset if many else None)
-            items.append(Item(samples, None if reason is None else AudioError(f"{name}: {reason}")))
-        yield items
+
+    def item(samples: np.ndarray | AudioError, index: int) -> Item:
+        if isinstance(samples, AudioError):
+            return Item(np.zeros(0, np.float32), samples)
+        reason = refuse(samples)
+        if reason is None:
+            return Item(samples)
+        return Item(samples, AudioError(f"{_name(inputs[index], index if many else None)}: {reason}"))
+
+    loaded = load_each(inputs, max_duration=max_duration, many=many)
+    with made_ahead(loaded, cost=lambda _: 1, limit=WINDOW) as decoded:
+        for start in range(0, len(inputs), WINDOW):
+            yield [item(samples, start + offset) for offset, samples in enumerate(islice(decoded, WINDOW))]
 
 
 def _name(audio: Any, number: int | None) -> str:
@@ -84,16 +90,15 @@ def forward_rows(
     todo: Sequence[int],
     *,
     config: Wav2Vec2Config,
-    feature_extractor: FeatureExtractor,
     batch_size: int,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Run the items whose indices are in ``todo``, of at least one frame each, in batches of like length.
 
     Args:
-        forward: (input_values [B, S], attention_mask [B, S]) to named arrays with a leading axis B.
+        forward: (samples [B, S], num_samples [B]) to named arrays with a leading axis B.
         items: all of them.
         todo: which to run.
-        config, feature_extractor: the model's.
+        config: the model's.
         batch_size: most rows in a batch.
 
     Yields:
@@ -101,12 +106,18 @@ def forward_rows(
     """
     batches = make_batches(
         [items[index].samples for index in todo],
-        feature_extractor,
         batch_size=batch_size,
         max_samples=int(MAX_DURATION * SAMPLING_RATE),
         pad=pads(config),
     )
-    for batch in batches:
-        outputs = {name: np.asarray(value) for name, value in forward(*batch.features).items()}
-        for row, position in enumerate(batch.indices):
-            yield todo[position], {name: value[row] for name, value in outputs.items()}
+
+    def call(batch: Batch) -> tuple[list[int], Mapping[str, jax.Array]]:
+        outputs = forward(*on_device(batch.waveforms))
+        for value in outputs.values():
+            value.copy_to_host_async()
+        return batch.indices, outputs
+
+    for indices, outputs in one_call_behind(map(call, batches), is_call=lambda _: True):
+        rows = {name: np.asarray(value) for name, value in outputs.items()}
+        for row, position in enumerate(indices):
+            yield todo[position], {name: value[row] for name, value in rows.items()}

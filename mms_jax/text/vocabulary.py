@@ -77,6 +77,11 @@ class CTCVocabulary:
         return len(self._names)
 
     @property
+    def outside_id(self) -> int:
+        """What ids without a token are read as: the unknown token's id, or ``size`` where it has none."""
+        return self._ids.get(self.unk_token, self.size)
+
+    @property
     def unk_id(self) -> int | None:
         """The id given to characters outside the vocabulary; None where vocab.json has no unknown token."""
         return self.tokens.get(self.unk_token)
@@ -208,8 +213,7 @@ class CTCVocabulary:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise VocabularyError(f"{self.source}: ids must be [T] integers, got {array.dtype}{list(array.shape)}")
-        unknown = self._ids.get(self.unk_token, self.size)
-        return np.where((array >= 0) & (array < self.size), array, unknown)
+        return np.where((array >= 0) & (array < self.size), array, self.outside_id)
 
     def _finish(self, text: str) -> str:
         text = text.strip()
