@@ -285,7 +285,7 @@ def test_a_closed_stderr_has_no_bar_and_stops_nothing(asr, monkeypatch):
 
 def test_a_bar_is_shown_on_stderr_where_it_is_wanted(asr, capsys, monkeypatch):
     monkeypatch.setattr("mms_jax.pipelines.recordings.PROGRESS_DELAY", 0)
-    every_update = partial(tqdm, mininterval=0, miniters=1)
+    every_update = partial(tqdm, mininterval=0, miniters=0)
     monkeypatch.setattr("mms_jax.pipelines.recordings.tqdm", every_update)
     asr.transcribe(noise(64_000), progress=True, **SHORT)
     shown = capsys.readouterr()
