@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mms_jax.models.layers import Dense
-from mms_jax.models.products import FEWEST_CHANNELS, conv
+from mms_jax.models.products import FEWEST_CHANNELS, FEWEST_TAPS, conv
 from tests.parity import relative_error
 
 SAME = 1e-5  # bfloat16 operands on both sides, their products summed in float32 in another order
@@ -53,6 +54,40 @@ def test_on_cpus_it_is_compiled_to_products():
     x, kernel = operands(1, 41, 3, FEWEST_CHANNELS)
     said = jax.jit(lambda x, kernel: conv(x, kernel, dtype=jnp.bfloat16, stride=2)).lower(x, kernel).as_text()
     assert (said.count("dot_general"), said.count("stablehlo.convolution")) == (2, 0)
+
+
+def grouped(taps: int, groups: int, *, size: int = 21) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """A positional convolution's operands, more outputs than inputs in a group."""
+    rng = np.random.default_rng(taps)
+    x, kernel = rng.standard_normal((2, size, 6 * groups)), rng.standard_normal((taps, 6, 10 * groups))
+    options = {"padding": (taps // 2, taps // 2), "groups": groups}
+    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), options
+
+
+@given(st.integers(FEWEST_TAPS, 40), st.integers(2, 4), st.integers(1, 40))
+def test_a_grouped_convolution_of_bfloat16_is_that_of_its_rounded_operands(taps, groups, size):
+    x, kernel, options = grouped(taps, groups, size=size)
+    expected = conv(*rounded(x, kernel), dtype=jnp.float32, **options)
+    assert relative_error(conv(x, kernel, dtype=jnp.bfloat16, **options), expected) <= SAME
+
+
+def test_the_gradient_of_a_grouped_one_is_that_of_the_convolution():
+    x, kernel, options = grouped(17, 3)
+
+    def gradients(x: jax.Array, kernel: jax.Array, dtype):
+        return jax.grad(lambda *pair: jnp.sin(conv(*pair, dtype=dtype, **options)).sum(), argnums=(0, 1))(x, kernel)
+
+    ours, expected = gradients(x, kernel, jnp.bfloat16), gradients(*rounded(x, kernel), jnp.float32)
+    assert [relative_error(*pair) <= SAME for pair in zip(ours, expected, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
+def test_a_grouped_one_is_compiled_to_products_on_cpus_and_gpus(platform, convolutions):
+    x, kernel, options = grouped(24, 3)
+    function = jax.jit(lambda x, kernel: conv(x, kernel, dtype=jnp.bfloat16, **options))
+    text = jax.export.export(function, platforms=[platform])(x, kernel).mlir_module()
+    assert text.count("stablehlo.convolution") == convolutions
+    assert text.count("stablehlo.dot_general") == (0 if convolutions else 3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
