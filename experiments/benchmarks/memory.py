@@ -7,12 +7,12 @@ A process for each; resident is after the second transcript, released after ``re
 On two idle cores of an AMD EPYC, jax 0.10.2, torch 2.13, transformers 5.23:
 
     1b, one clip of 10 s; GB
-                  dtype      resident  of which anonymous   peak
-    mms_jax       float32        4.80                4.64   4.97
-    mms_jax       bfloat16       2.84                2.69   3.06
-    mms_jax       int8           2.01                1.86   2.24
-    transformers  float32        4.38                0.40   4.61
-    transformers  bfloat16       2.46                2.33   6.20
+                  dtype      resident  of which anonymous   peak  released
+    mms_jax       float32        4.47                4.32   4.67      4.44
+    mms_jax       bfloat16       2.55                2.40   2.87      2.50
+    mms_jax       int8           1.63                1.48   1.92      1.60
+    transformers  float32        4.36                0.37   4.56      4.30
+    transformers  bfloat16       2.43                2.30   6.20      2.37
 """
 
 from __future__ import annotations

@@ -9,20 +9,23 @@ of a read. So a process first touches what it may need and frees it, whatever it
 first transcript is the program's, from its start to its end, with the demo model, once with
 an empty compilation cache and then with a filled one.
 
-On two idle cores of an AMD EPYC, jax 0.10.2, torch 2.13, transformers 5.23:
+On two idle cores of an AMD EPYC (busy for the last two lines), jax 0.10.2, torch 2.13, transformers 5.23, --rounds 3:
 
-    import jax                                   0.76 s
-    import mms_jax                               1.03 s
-    from transformers import Wav2Vec2ForCTC      4.90 s
+    import jax                                   0.63 s
+    import mms_jax                               0.63 s
+    from transformers import Wav2Vec2ForCTC      4.44 s
     loading 1b, 3.86 GB of float32
-    plain read                                   0.48 s  1.00 x the read; peak 0.02 x the file
-    mms_jax, float32                             7.83 s 16.40 x the read; peak 1.06 x the file
-    mms_jax, bfloat16                            2.75 s  5.76 x the read; peak 0.56 x the file
-    mms_jax, int8                                5.27 s 11.03 x the read; peak 0.34 x the file
-    transformers, float32                        0.93 s  1.96 x the read; peak 0.15 x the file
-    transformers, bfloat16                       3.52 s  7.37 x the read; peak 1.61 x the file
-    mms-jax transcribe, demo: nothing compiled   4.38 s
-    the same again                               2.17 s
+    plain read                                   0.46 s  1.00 x the read; peak 0.02 x the file
+    mms_jax, float32                             2.05 s  4.44 x the read; peak 1.06 x the file
+    mms_jax, bfloat16                            2.22 s  4.81 x the read; peak 0.56 x the file
+    mms_jax, int8                                1.92 s  4.16 x the read; peak 0.32 x the file
+    transformers, float32                        0.81 s  1.76 x the read; peak 0.14 x the file
+    transformers, bfloat16                       2.06 s  4.46 x the read; peak 1.61 x the file
+    mms-jax transcribe, demo: nothing compiled   5.62 s
+    the same again                               2.61 s
+
+Before blocks were read into buffers that stay in the cache and into large pages, and --as-is: float32 7.83 s, bfloat16
+2.75 s, int8 5.27 s.
 """
 
 from __future__ import annotations
