@@ -21,7 +21,14 @@ import soxr
 from mms_jax.containers import open_container
 from mms_jax.containers.view import CONVERT, TRUNCATED, Rest, View, read_some, too_long
 from mms_jax.errors import AudioError
-from mms_jax.features import MAX_AMPLITUDE, FeatureExtractor, Features, bucket_length, bucketed_batches
+from mms_jax.features import (
+    MAX_AMPLITUDE,
+    SAMPLING_RATE,
+    FeatureExtractor,
+    Features,
+    bucket_length,
+    bucketed_batches,
+)
 
 __all__ = [
     "MAX_DURATION",
@@ -37,7 +44,6 @@ __all__ = [
     "stream_samples",
 ]
 
-SAMPLING_RATE = 16_000  # Hz: what every MMS model was trained on
 MAX_DURATION = 1800.0  # seconds: 115 MB of float32 at 16 kHz; ten times that, from one crafted file, is too much
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: below, kHz were meant (16 for 16 000); above, nothing records speech
 MAX_CHANNELS_IN_ARRAY = 16  # an array's shorter axis is its channels up to here; files may have 1024, they say so

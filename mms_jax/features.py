@@ -14,6 +14,7 @@ from mms_jax.errors import AudioError, ConfigError
 
 FRAME_SAMPLES = 400  # samples that one frame sees: 25 ms at 16 kHz
 FRAME_STRIDE = 320  # samples from one frame to the next: 20 ms at 16 kHz
+SAMPLING_RATE = 16_000  # Hz: what every MMS model was trained on
 MAX_AMPLITUDE = 2.0**31  # float audio at int32's scale is allowed; above it is no audio, and its variance overflows
 FRAMES_PER_SECOND = 50
 WHOLE_SECONDS = (5, 10, 15, 20, 30, 60, 120)  # what long recordings are cut to
@@ -45,7 +46,7 @@ class FeatureExtractor:
     do_normalize: bool = True
     return_attention_mask: bool = True
     padding_value: float = 0.0
-    sampling_rate: int = 16_000
+    sampling_rate: int = SAMPLING_RATE
     feature_size: int = 1
     norm_eps: float = 1e-7
 

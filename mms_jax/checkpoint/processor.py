@@ -8,10 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mms_jax.audio import SAMPLING_RATE
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.errors import CheckpointError, ConfigError
-from mms_jax.features import FeatureExtractor
+from mms_jax.features import SAMPLING_RATE, FeatureExtractor
 from mms_jax.files import read_json, write_json
 from mms_jax.text.ctc import CTCTokenizer
 from mms_jax.text.tts import VitsTokenizer
