@@ -159,7 +159,14 @@ WAVES = [np.zeros(400, np.float32)]
 LOGITS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
 
-@pytest.mark.parametrize("wrong", [recognizer("wrong", LOGITS * 1.001), recognizer("wrong", LOGITS, text="b")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        recognizer("wrong", LOGITS * 1.001),
+        recognizer("wrong", LOGITS * np.float32("nan")),
+        recognizer("wrong", LOGITS, text="b"),
+    ],
+)
 def test_recognition_that_is_not_equal_is_not_timed(wrong):
     with pytest.raises(DifferenceError, match="wrong"):
         list(asr_forward.checked(new_report(), [recognizer("right", LOGITS), wrong], WAVES))
