@@ -42,15 +42,15 @@ from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.vits.decoder import Decoder
 
 # Largest difference to float32 on the CPU, relative to the largest value. float32: order of summation through 4 layers.
-# bfloat16: operands rounded to 8 bits; int8: besides, two roundings of 0.4 % in each product.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1}
+# bfloat16: operands rounded to 8 bits.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 PARTS = {
     "throughput": throughput,
     "latency": latency,
     "languages": languages,
-    "training": training,
     "attention": attention_ways,
     "speech": speech,
+    "training": training,  # the last, as it needs the most memory and time
     "first": first_batch,
 }
 
@@ -74,16 +74,24 @@ def main() -> None:
         if time.monotonic() - began > options.limit:
             report.note(f"{part}: --limit {options.limit:g} was reached")
             continue
-        for work in PARTS[part](options.size):
-            report.time(
-                work.name,
-                [contender() for contender in work.contenders],
-                rounds=options.rounds,
-                audio_seconds=work.seconds,
-                gflops=work.gflops,
-            )
-            report.save(options.output)
+        try:
+            time_part(report, part, options)
+        except jax.errors.JaxRuntimeError as error:  # out of memory, above all: the others are worth timing still
+            report.note(f"{part}: {str(error).strip().splitlines()[0]}")
     report.save(options.output)
+
+
+def time_part(report: Report, part: str, options: argparse.Namespace) -> None:
+    """Time whatever is in a part, and keep it as it comes."""
+    for work in PARTS[part](options.size):
+        report.time(
+            work.name,
+            [contender() for contender in work.contenders],
+            rounds=options.rounds,
+            audio_seconds=work.seconds,
+            gflops=work.gflops,
+        )
+        report.save(options.output)
 
 
 def check(size: str) -> None:
