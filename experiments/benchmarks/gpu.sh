@@ -12,6 +12,7 @@ out=${1:-experiments/results/gpu}
 python=${2:-python3}
 limit=${LIMIT:-570} size=${SIZE:-1b} device=${DEVICE:-gpu}
 mkdir -p "$out"
+rm -f "$out"/*.json "$out"/*.log  # of an earlier run, which results.md would take for this one's
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 unset XLA_FLAGS
 
