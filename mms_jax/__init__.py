@@ -90,9 +90,12 @@ _LATER = {
     "mms_jax.pipelines.tts": ("SpeechSynthesizer", "load_tts"),
 }
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
+_PACKAGES = ("audio", "checkpoint", "config", "ctc", "features", "models", "parallel", "training")  # likewise
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(_MODULES[name]), name)

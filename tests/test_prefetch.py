@@ -11,6 +11,7 @@ import mms_jax
 from mms_jax.errors import AudioError
 from mms_jax.pipelines import recognition
 from mms_jax.pipelines.batching import AHEAD
+from mms_jax.pipelines.chunks import chunk_bytes
 from mms_jax.pipelines.prefetch import made_ahead, one_call_behind
 from mms_jax.pipelines.recordings import WINDOWS_HELD
 from tests.checkpoints import many_languages
@@ -43,6 +44,19 @@ def test_no_more_is_made_ahead_than_the_limit_allows():
         assert room.acquire(timeout=10)
         assert not room.acquire(timeout=0.1)
     assert len(made) == 7
+
+
+def test_errors_take_room_too():
+    made = []
+
+    def errors():
+        for number in range(1000):
+            made.append(number)
+            yield number, AudioError("not audio")
+
+    with made_ahead(errors(), cost=lambda pair: chunk_bytes(pair[1]), limit=8 * chunk_bytes(AudioError(""))) as ahead:
+        next(ahead)
+    assert len(made) < 20
 
 
 def test_one_item_over_the_limit_is_made_all_the_same():

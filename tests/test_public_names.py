@@ -76,3 +76,8 @@ except ImportError as error:
     print(error.name)
 """
     assert run(program) == "jax"
+
+
+@pytest.mark.parametrize("name", mms_jax._PACKAGES)
+def test_a_module_need_not_be_imported_by_its_own_name(name):
+    assert run(f"import mms_jax; print(mms_jax.{name}.__name__)") == f"mms_jax.{name}"

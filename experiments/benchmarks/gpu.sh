@@ -5,7 +5,8 @@
 #
 # OUT (default experiments/results/gpu) gets a JSON file and a log for each step and results.md, which tells all. A step
 # that fails says so there and the next one runs; after LIMIT seconds (default 570) no further step begins. It fetches
-# nothing: PYTHON (default python3) must have jax with CUDA, flax, torch, transformers and this package's dependencies.
+# nothing: PYTHON (default python3) must have jax with CUDA, flax, torch, transformers and this package's dependencies; all
+# but asr, tts and train do without soundfile and soxr.
 # SIZE=tiny DEVICE=cpu runs the same on a CPU, as a rehearsal.
 set -u
 out=${1:-experiments/results/gpu}
@@ -42,10 +43,10 @@ step() {
     echo
 } >"$out/results.md"
 
-# Right before fast: this step's first lines compare the device with the CPU, and it times nothing if they differ.
+# Right before fast: this step's first lines compare the device with the CPU, and nothing is timed if they differ.
 step accelerator 300 accelerator --size "$size" --rounds 10 --limit 240 --output "$out/accelerator.json"
-if grep -q DifferenceError "$out/accelerator.log"; then
-    echo "- results differ from the CPU's: nothing else was measured" | tee -a "$out/results.md"
+if ! grep -q "^check: samples of VITS" "$out/accelerator.log"; then  # the last of them
+    echo "- the checks did not pass: nothing else was measured; see accelerator.log" | tee -a "$out/results.md"
     exit 1
 fi
 if [ "$size" = 1b ]; then clips="10"; batch="32"; train=100m; else clips="2"; batch="2"; train=demo; fi

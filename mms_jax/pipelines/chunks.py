@@ -19,6 +19,7 @@ from mms_jax.errors import AudioError, SettingError
 from mms_jax.pipelines.batching import AHEAD, DECODE_THREADS, MAX_DURATION, numbered
 from mms_jax.pipelines.settings import check_number
 
+ERROR_BYTES = 1 << 10  # about; were it nothing, all errors of a long list would be held at once
 CHUNK_LENGTH = 30.0  # seconds: about the longest that the models were trained on
 
 
@@ -160,4 +161,4 @@ def grouped(
 
 def chunk_bytes(chunk: Chunk | AudioError) -> int:
     """What a window's samples take."""
-    return 0 if isinstance(chunk, AudioError) else chunk.samples.nbytes
+    return ERROR_BYTES if isinstance(chunk, AudioError) else chunk.samples.nbytes
