@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any
 
+import absl.logging  # noqa: F401 - first: its logger must be of its own class, or records name absl as the caller
+
 _LOGGERS = ("absl", "asyncio")
 
 
