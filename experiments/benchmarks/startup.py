@@ -9,7 +9,7 @@ of a read. So a process first touches what it may need and frees it, whatever it
 first transcript is the program's, from its start to its end, with the demo model, once with
 an empty compilation cache and then with a filled one.
 
-On two idle cores of an AMD EPYC (busy for the last two lines), jax 0.10.2, torch 2.13, transformers 5.23, --rounds 3:
+On two idle cores of an AMD EPYC, jax 0.10.2, torch 2.13, transformers 5.23, --rounds 3:
 
     import jax                                   0.63 s
     import mms_jax                               0.63 s
@@ -21,8 +21,8 @@ On two idle cores of an AMD EPYC (busy for the last two lines), jax 0.10.2, torc
     mms_jax, int8                                1.92 s  4.16 x the read; peak 0.32 x the file
     transformers, float32                        0.81 s  1.76 x the read; peak 0.14 x the file
     transformers, bfloat16                       2.06 s  4.46 x the read; peak 1.61 x the file
-    mms-jax transcribe, demo: nothing compiled   5.62 s
-    the same again                               2.61 s
+    mms-jax transcribe, demo: nothing compiled   4.29 s
+    the same again                               2.22 s
 
 Before blocks were read into buffers that stay in the cache and into large pages, and --as-is: float32 7.83 s, bfloat16
 2.75 s, int8 5.27 s.
