@@ -78,7 +78,7 @@ __all__ = [
     "to_vtt",
 ]
 
-# Imported when it is first asked for: a third of the time is flax, which what needs no model does without.
+# Imported when it is first asked for: a quarter of the time was flax, which what needs no model does without.
 _LATER = {
     "mms_jax.pipelines.asr": ("SpeechRecognizer", "load_asr"),
     "mms_jax.pipelines.demo": ("DEMO_LID", "DEMO_MODEL"),

@@ -33,7 +33,7 @@ def on_device(rows, keeps, vocabularies, *, vocab_size=HEAD):
     """Rows of ids, padded with what must not be read, through the program."""
     ids = np.full((MAX_ROWS, MAX_FRAMES), HEAD - 1, np.int32)
     reading = np.zeros((MAX_ROWS, NUM_READINGS), np.int32)
-    for out, row in zip(ids, rows, strict=False):
+    for out, row in zip(ids, rows, strict=False):  # not strict: the batch has more rows than are asked for
         out[: len(row)] = row
     reading[: len(rows)] = readings(keeps, vocabularies)
     found = jax.tree.map(np.asarray, collapse_jitted(jnp.array(ids), jnp.array(reading), vocab_size=vocab_size))
