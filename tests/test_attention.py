@@ -1,6 +1,7 @@
 """Attention by one fused kernel is attention by products, and is used where there is such a kernel and nowhere else."""
 
 import functools
+import math
 import types
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mms_jax.models import attention
-from mms_jax.models.attention import CUDNN_FRAMES, attend, attend_fused
+from mms_jax.models.attention import CUDNN_FRAMES, LARGE_SCORES, attend, attend_fused
 
 # float32 on both sides: the order of summation over 80 channels and 37 frames.
 PARITY = 2e-6
@@ -49,18 +50,33 @@ def device(version="PJRT C API\ncuda 13000", capability="9.0"):
     )
 
 
-def chosen(monkeypatch, *, backend="gpu", on=None, frames=CUDNN_FRAMES, width=80, dtype=jnp.bfloat16, dropout=None):
-    """Which of both ways ``attend`` goes."""
+def chosen(
+    monkeypatch,
+    *,
+    backend="gpu",
+    on=None,
+    frames=CUDNN_FRAMES,
+    width=80,
+    batch=1,
+    dtype=jnp.bfloat16,
+    dropout=None,
+    lowered_for="cuda",
+):
+    """Which way ``attend`` goes, by the operations it is lowered to; cuDNN's is a cube root here."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [on or device()])
-    ways = []
-    fused = functools.partial(attend_fused, implementation="xla")
-    monkeypatch.setattr(
-        attention, "attend_fused", lambda *x, implementation, **other: ways.append(implementation) or fused(*x, **other)
-    )
-    x = jnp.zeros((1, frames, 1, width))
-    attend(x, x, x, jnp.ones((1, frames), bool), dtype=dtype, dropout=dropout)
-    return ways[0] if ways else "products"
+
+    def marked(query, key, value, frame_mask, *, dtype, implementation):
+        assert implementation == "cudnn"
+        return jnp.cbrt(query).reshape(*query.shape[:2], -1)
+
+    monkeypatch.setattr(attention, "attend_fused", marked)
+    x = jnp.zeros((batch, frames, 1, width))
+    program = jax.jit(functools.partial(attend, dtype=dtype, dropout=dropout))
+    lowered = program.trace(x, x, x, jnp.ones(x.shape[:2], bool)).lower(lowering_platforms=(lowered_for,))
+    operations = {"cudnn": "stablehlo.cbrt", "by head": "stablehlo.while"}
+    text = lowered.as_text()
+    return next((way for way, operation in operations.items() if operation in text), "products")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int8])
@@ -80,11 +96,43 @@ def test_long_rows_of_16_bits_on_nvidia_are_fused(monkeypatch, dtype):
         {"width": 136},
         {"dtype": jnp.float32},
         {"dropout": lambda weights: weights},
+        {"lowered_for": "cpu"},  # jax.default_device(cpu) in a process that has a GPU
     ],
     ids=str,
 )
 def test_everything_else_goes_through_products(monkeypatch, options):
     assert chosen(monkeypatch, **options) == "products"
+
+
+LARGE = math.isqrt(LARGE_SCORES // 4 // 2 - 1) + 1  # frames of two rows with one head
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_cpus_take_one_head_after_the_other_where_scores_are_large(monkeypatch, backend):
+    settings = {"backend": backend, "batch": 2, "lowered_for": "cpu"}
+    assert chosen(monkeypatch, frames=LARGE, **settings) == "by head"
+    assert chosen(monkeypatch, frames=LARGE - 1, **settings) == "products"
+    assert chosen(monkeypatch, frames=LARGE, dropout=lambda weights: weights, **settings) == "products"
+    assert chosen(monkeypatch, frames=LARGE, batch=2, dtype=jnp.float32) == "products"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_head_by_head_is_the_same_bit_by_bit_gradient_too(monkeypatch, dtype):
+    *arguments, mask = inputs()
+
+    def both(threshold):
+        monkeypatch.setattr(attention, "LARGE_SCORES", threshold)
+
+        def loss(*arguments):
+            context = attend(*arguments, mask, dtype=dtype)
+            return (context[mask] ** 2).sum(), context
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arguments), jax.jit(
+            lambda *x: attend(*x, mask, dtype=dtype)
+        )(*arguments)
+
+    for one, other in zip(*(jax.tree.leaves(both(threshold)) for threshold in (0, 10**9)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("gradient", [False, True])

@@ -47,6 +47,16 @@ def test_channels_are_within_half_a_scale_and_use_the_whole_range(outputs, input
     assert (np.abs(out * scales[:, None].astype(np.float64) - weight) <= scales[:, None] * (0.5 + 1e-5)).all()
 
 
+def test_numbers_too_small_for_a_scale_count_as_zeros():
+    """Subnormal weights, of which a 127th is 0: a scale of 0 would make them NaN."""
+    tiny = np.full((2, 4), np.finfo(np.float32).smallest_subnormal)
+    out = np.empty((2, 4), np.int8)
+    scales = quantize_channels(tiny, out=out)
+    assert (scales > 0).all()
+    np.testing.assert_array_equal(out, 0)
+    assert np.isfinite(int8_matmul(jnp.asarray(tiny), jnp.ones((4, 3), jnp.int8), jnp.ones(3))).all()
+
+
 def test_large_matrices_are_quantised_in_blocks_and_zero_channels_stay_zero():
     weight = normal(1280, 1000)
     weight[700] = 0

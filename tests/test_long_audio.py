@@ -18,7 +18,7 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError, NumericsError, SettingError
 from mms_jax.pipelines.chunks import Chunk, cut, make_chunking, read_chunks
 from mms_jax.pipelines.demo import demo_clips
-from mms_jax.pipelines.recordings import WINDOWS_HELD, Reader
+from mms_jax.pipelines.recordings import WINDOWS_HELD, Reader, Recording
 from tests.checkpoints import Reference, many_languages
 from tests.parity import relative_error
 from tests.sounds import encode, noise
@@ -236,6 +236,14 @@ def test_a_file_that_breaks_off_is_an_error_though_its_beginning_was_recognised(
     assert results[0].duration == 0.0
     with pytest.raises(AudioError, match=r"broken\.wav"):
         asr.transcribe(path, **SHORT)
+
+
+def test_the_first_reason_is_kept():
+    """A file that breaks off is told as such, though the model's output for its windows before was no number."""
+    recording = Recording("fra")
+    recording.fail(AudioError("damaged"))
+    recording.fail(NumericsError("not finite"))
+    assert isinstance(recording.error, AudioError)
 
 
 def test_a_window_that_is_not_finite_fails_its_item_alone(directory):

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import mms_jax
 from mms_jax.errors import AudioError
 from mms_jax.pipelines import recognition
-from mms_jax.pipelines.batching import AHEAD
+from mms_jax.pipelines.batching import AHEAD, WINDOW
 from mms_jax.pipelines.chunks import chunk_bytes
 from mms_jax.pipelines.prefetch import made_ahead, one_call_behind
 from mms_jax.pipelines.recordings import WINDOWS_HELD
+from mms_jax.pipelines.results import load_windows
 from tests.checkpoints import many_languages
 from tests.sounds import encode, noise
 from tests.test_lid_parity import compiling_quickly
@@ -110,6 +111,27 @@ def test_every_call_waits_for_the_next_one_and_nothing_overtakes(kinds):
         if step[1]:
             assert len(later) == (1 if more else 0)  # one call ahead, and never two
     assert events == list(enumerate(kinds))
+
+
+# ------------------------------------------------------------------------------------- in identification and features
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(4 * 16_000 * 10, [10, 10, 5]), (10**9, [25])])
+def test_a_window_ends_at_so_many_bytes_of_samples(monkeypatch, limit, sizes):
+    """Long items would be 490 MB in use and as many decoded, if only their number counted."""
+    monkeypatch.setattr("mms_jax.pipelines.results.WINDOW_BYTES", limit)
+    seconds = [noise(16_000, seed=seed) for seed in range(25)]
+    windows = list(load_windows(seconds, many=True, max_duration=2))
+    assert [len(window) for window in windows] == sizes
+    for item, samples in zip([item for window in windows for item in window], seconds, strict=True):
+        np.testing.assert_array_equal(item.samples, samples)
+
+
+def test_a_window_ends_at_so_many_items(tmp_path):
+    missing = [tmp_path / f"{number}.wav" for number in range(WINDOW + 3)]
+    windows = list(load_windows(missing, many=True, max_duration=2))
+    assert [len(window) for window in windows] == [WINDOW, 3]
+    assert all(isinstance(item.error, AudioError) for window in windows for item in window)
 
 
 # --------------------------------------------------------------------------------------------- in the recogniser itself

@@ -6,11 +6,13 @@ the padding of every row. It takes operands of 16 bits only and drops no weights
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -20,6 +22,8 @@ from mms_jax.models.products import einsum, operand_dtype
 # Frames from which cuDNN is used. An estimate: up to here XLA's products are said to be as fast;
 # experiments/benchmarks/gpu.sh measures where the lines cross.
 CUDNN_FRAMES = 512
+# Bytes of all scores, from which CPUs take one head after the other: twice as fast at 29 s, at 10 s no faster.
+LARGE_SCORES = 32 << 20
 _CUDNN_HEAD_WIDTHS = range(8, 129, 8)  # what every GPU since Ampere takes
 _CUDNN_CAPABILITY = 8.0  # Ampere
 
@@ -43,8 +47,32 @@ def attend(
         dtype: of the products' operands.
         dropout: of the weights float32 [B, N, T, T]; None: they are all kept.
     """
+    products = functools.partial(_attend_by_products, dtype=dtype, dropout=dropout)
+    ways: dict[str, Callable[..., jax.Array]] = {}
+    if dropout is None and _is_large(query):
+        ways["cpu"] = functools.partial(_attend_by_head, dtype=dtype)
     if dropout is None and _cudnn_serves(query, dtype):
-        return attend_fused(query, key, value, frame_mask, dtype=dtype, implementation="cudnn")
+        ways["cuda"] = functools.partial(attend_fused, dtype=dtype, implementation="cudnn")
+    arguments = query, key, value, frame_mask
+    # By where it runs, not by what there is: a process with a GPU may compute on its CPU (jax.default_device).
+    return lax.platform_dependent(*arguments, **ways, default=products) if ways else products(*arguments)
+
+
+def _is_large(query: jax.Array) -> bool:
+    """Whether the scores of all heads are many bytes."""
+    batch, frames, heads, _ = query.shape
+    return 4 * batch * heads * frames**2 >= LARGE_SCORES
+
+
+def _attend_by_products(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    frame_mask: jax.Array,
+    *,
+    dtype: DTypeLike,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
     scores = einsum("btnh,bsnh->bnts", query, key, dtype=dtype)
     scores = scores + jnp.where(frame_mask, 0.0, MASKED_SCORE)[:, None, None, :]
     weights = softmax(scores)
@@ -52,6 +80,27 @@ def attend(
     context = einsum("bnts,bsnh->bnth", weights, value, dtype=dtype)
     # [B, N, T, H] to [B, T, D] head by head: XLA's transpose takes as long as the product before it on CPUs
     return jnp.concatenate([context[:, n] for n in range(context.shape[1])], axis=-1)
+
+
+def _attend_by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array, *, dtype: DTypeLike
+) -> jax.Array:
+    """One head after the other, whose scores stay in the processor's cache; gradients are those of all at once."""
+    products = functools.partial(_attend_by_products, dtype=dtype)
+
+    @jax.custom_vjp
+    def by_head(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
+        def one(heads: tuple[jax.Array, ...]) -> jax.Array:
+            return products(*(head[:, :, None] for head in heads), frame_mask)
+
+        context = lax.map(one, tuple(jnp.moveaxis(x, 2, 0) for x in (query, key, value)))
+        return jnp.moveaxis(context, 0, 2).reshape(*query.shape[:2], -1)
+
+    def forward(*arguments: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
+        return jax.vjp(products, *arguments)  # the gradient of a loop would stack what every turn of it keeps
+
+    by_head.defvjp(forward, lambda backward, cotangent: backward(cotangent))
+    return by_head(query, key, value, frame_mask)
 
 
 def attend_fused(

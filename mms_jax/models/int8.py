@@ -24,7 +24,8 @@ def quantize_channels(weight: np.ndarray, *, out: np.ndarray) -> np.ndarray:
     in the cache at a time are the fastest.
     """
     largest = np.maximum(weight.max(axis=1), -weight.min(axis=1))
-    scales = np.where(largest == 0, 1, largest / LARGEST).astype(np.float32)
+    scales = (largest / LARGEST).astype(np.float32)
+    scales[scales == 0] = 1  # of zeros, or of numbers so small that a step between them is none
     steps = weight / scales[:, None]
     # Narrowed before a transposing copy into ``out``, which is the faster the fewer bytes it reads.
     out[...] = np.rint(steps, out=steps).astype(np.int8)
@@ -41,7 +42,8 @@ def int8_matmul(
     ``x``; the kernel has none.
     """
     largest = jnp.abs(x).max(axis=-1, keepdims=True)
-    step = jnp.where(largest == 0, 1, largest / LARGEST)
+    step = largest / LARGEST
+    step = jnp.where(step == 0, 1, step)
     rounded = jnp.round(x / step).astype(jnp.int8)
     sums = lax.dot_general(
         rounded.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32

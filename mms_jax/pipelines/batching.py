@@ -20,7 +20,8 @@ from mms_jax.pipelines.waveforms import STEP, Waveforms, crosses_bus, pack
 T = TypeVar("T")
 
 MAX_DURATION = 120.0  # seconds in one pass: attention's memory grows with its square, 2.3 GB at 1B parameters
-WINDOW = 64  # items that are sorted by length among each other; while they are in use, as many are decoded
+WINDOW = 64  # items that are sorted by length among each other; while they are in use, the next ones are decoded
+WINDOW_BYTES = 128 << 20  # of their samples, at which a window ends: 64 items of 30 s in float32
 SILENT_STEPS = 2  # of 16-bit audio: largest range of samples that is silence, what dither leaves
 DECODE_THREADS = 4  # soundfile and soxr release the GIL
 AHEAD = 2 * DECODE_THREADS  # items decoded before they are asked for

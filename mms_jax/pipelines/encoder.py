@@ -159,6 +159,7 @@ class SpeechEncoder:
                 todo,
                 config=self._config,
                 batch_size=batch_size,
+                ahead=depth != "all",  # of the 1B a batch of eight times 30 s is 3 GB then
             )
             for index, row in rows:
                 states = row["states"][..., : self._num_frames(items[index]), :]

@@ -44,8 +44,8 @@ class Recording:
     vocabulary: CTCVocabulary | None = None  # of which the parts are tokens; None: nothing but silence so far
 
     def fail(self, error: MMSError) -> None:
-        """Keep why there is no result, and nothing else."""
-        self.error = error
+        """Keep why there is no result, and nothing else; of several reasons the first."""
+        self.error = self.error or error
         self.parts = []
         if isinstance(error, AudioError):
             self.duration = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from os import PathLike
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -13,7 +12,7 @@ import numpy as np
 from mms_jax.audio import SAMPLING_RATE, describe_audio
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import AudioError
-from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, Batch, load_each, make_batches, pads
+from mms_jax.pipelines.batching import MAX_DURATION, WINDOW, WINDOW_BYTES, Batch, load_each, make_batches, pads
 from mms_jax.pipelines.prefetch import made_ahead, one_call_behind
 from mms_jax.pipelines.waveforms import on_device
 
@@ -45,7 +44,7 @@ def load_windows(
     max_duration: float,
     refuse: Callable[[np.ndarray], str | None] = lambda samples: None,
 ) -> Iterator[list[Item]]:
-    """Decode inputs in order, ``WINDOW`` at a time, so that a long list stays small in memory.
+    """Decode inputs in order, ``WINDOW`` at a time or ``WINDOW_BYTES``, so that a long list stays small in memory.
 
     While one window is in use the next one is decoded.
 
@@ -65,9 +64,22 @@ def load_windows(
         return Item(samples, AudioError(f"{_name(inputs[index], index if many else None)}: {reason}"))
 
     loaded = load_each(inputs, max_duration=max_duration, many=many)
-    with made_ahead(loaded, cost=lambda _: 1, limit=WINDOW) as decoded:
-        for start in range(0, len(inputs), WINDOW):
-            yield [item(samples, start + offset) for offset, samples in enumerate(islice(decoded, WINDOW))]
+    least = WINDOW_BYTES // WINDOW  # what an item counts, so that no more than a window's are made ahead
+    with made_ahead(loaded, cost=lambda samples: max(least, _num_bytes(samples)), limit=WINDOW_BYTES) as decoded:
+        window: list[Item] = []
+        held = 0
+        for index, samples in enumerate(decoded):
+            window.append(item(samples, index))
+            held += _num_bytes(samples)
+            if len(window) == WINDOW or held >= WINDOW_BYTES:
+                yield window
+                window, held = [], 0
+        if window:
+            yield window
+
+
+def _num_bytes(samples: np.ndarray | AudioError) -> int:
+    return samples.nbytes if isinstance(samples, np.ndarray) else 0
 
 
 def _name(audio: Any, number: int | None) -> str:
@@ -91,6 +103,7 @@ def forward_rows(
     *,
     config: Wav2Vec2Config,
     batch_size: int,
+    ahead: bool = True,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Run the items whose indices are in ``todo``, of at least one frame each, in batches of like length.
 
@@ -100,6 +113,7 @@ def forward_rows(
         todo: which to run.
         config: the model's.
         batch_size: most rows in a batch.
+        ahead: dispatch a batch while the one before is computed, whose results are both held then.
 
     Yields:
         (index, that row of every array), in no particular order; rows are views of their batch.
@@ -117,7 +131,8 @@ def forward_rows(
             value.copy_to_host_async()
         return batch.indices, outputs
 
-    for indices, outputs in one_call_behind(map(call, batches), is_call=lambda _: True):
+    calls = map(call, batches)
+    for indices, outputs in one_call_behind(calls, is_call=lambda _: True) if ahead else calls:
         rows = {name: np.asarray(value) for name, value in outputs.items()}
         for row, position in enumerate(indices):
             yield todo[position], {name: value[row] for name, value in rows.items()}
