@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
+from mms_jax.checkpoint.integrity import Place, cached_etag, fetch_checked
 from mms_jax.errors import CheckpointError
 from mms_jax.languages import elsewhere
 
@@ -15,6 +17,8 @@ _FILES_SHOWN = 12
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # a bare word is a mistyped directory
 _VOICE = re.compile(r"facebook/mms-tts-(.+)")
+_CHARS_SHOWN = 300  # of an error of the client
+REFUSED, TOO_MANY, SERVER_FAULT = (401, 403), 429, 500  # HTTP
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -95,37 +99,70 @@ class Repository:
         import huggingface_hub  # here, because importing it takes longer than a local load
         from huggingface_hub import errors
 
+        download = partial(
+            huggingface_hub.hf_hub_download,
+            self.repo_id,
+            filename,
+            revision=self._commit or self.revision,
+            token=self.token,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
         try:
-            path = huggingface_hub.hf_hub_download(
-                self.repo_id,
-                filename,
-                revision=self._commit or self.revision,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                local_files_only=self.local_files_only,
-            )
+            path = fetch_checked(download, self._place(filename), etag=self._etag, name=self.name, online=self._online)
         except errors.LocalEntryNotFoundError as error:
             return self._absent_from_cache(filename, error)
         except errors.EntryNotFoundError:
             return None
-        except errors.GatedRepoError as error:
-            raise CheckpointError(
-                f"{self.name}: gated; accept its terms on its page on the hub, then log in (hf auth login)"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise CheckpointError(
-                f"{self.name}: neither a local directory nor a hub repository that can be read; "
-                f"{self._published_instead() or 'check the spelling, or log in (hf auth login) if it is private'}"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise CheckpointError(f"{self.name}: the repository has no revision {self.revision!r}") from error
-        except errors.HFValidationError as error:
-            raise CheckpointError(f"{self.name}: no such directory, and not a hub name ({_one_line(error)})") from error
         # The server, the connection or the disk. HTTPError is the base class of whichever HTTP library the hub's uses.
-        except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise CheckpointError(f"{self.name}: {filename} cannot be fetched ({_one_line(error)})") from error
-        self._pin(Path(path))
-        return Path(path)
+        except (OSError, errors.HFValidationError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise CheckpointError(f"{self.name}: {self._why_not(filename, error)}") from error
+        self._pin(path)
+        return path
+
+    def _why_not(self, filename: str, error: Exception) -> str:
+        """Why a file did not come, and what helps."""
+        from huggingface_hub import errors
+
+        match error:
+            case errors.GatedRepoError():
+                allowed = "then log in (hf auth login) or give token="
+                return f"gated; accept its terms on its page on the hub, {allowed}, to fetch {filename}"
+            case errors.RepositoryNotFoundError():
+                instead = self._published_instead()
+                otherwise = "check the spelling, or log in (hf auth login) or give token= if it is private"
+                return f"neither a local directory nor a hub repository that can be read; {instead or otherwise}"
+            case errors.RevisionNotFoundError():
+                there = "name a branch, a tag or a whole commit that it has"
+                return f"the repository has no revision {self.revision!r}, so no {filename} of it; {there}"
+            case errors.HFValidationError():
+                return f"no such directory, and not a hub name ({one_line(error)})"
+        return f"{filename} cannot be fetched ({one_line(error)}); {remedy(error)}"
+
+    def _place(self, filename: str) -> Place:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        cache = Path(constants.HF_HUB_CACHE if self.cache_dir is None else self.cache_dir)
+        asked = self._commit or self.revision
+        commit = asked if asked and _COMMIT.fullmatch(asked) else None
+        return Place(cache, repo_folder_name(repo_id=self.repo_id, repo_type="model"), commit, filename)
+
+    @property
+    def _online(self) -> bool:
+        from huggingface_hub import constants
+
+        return not (self.local_files_only or constants.is_offline_mode())
+
+    def _etag(self, path: Path) -> str | None:
+        """The hub's checksum of a file that was fetched; asked for where the cache does not know it."""
+        import huggingface_hub
+
+        known = cached_etag(path)
+        if known is not None or not self._online:
+            return known
+        url = huggingface_hub.hf_hub_url(self.repo_id, path.name, revision=path.parent.name)
+        return huggingface_hub.get_hf_file_metadata(url, token=self.token).etag
 
     def _pin(self, path: Path) -> None:
         commit = path.parent.name  # …/snapshots/<commit>/<file>
@@ -147,8 +184,9 @@ class Repository:
         if chosen and isinstance(self._cached("config.json"), str):
             self._offline = True
             return
-        choice = "this is offline by choice (local_files_only, or HF_HUB_OFFLINE=1)"
-        cause = choice if chosen else f"the hub did not give it ({_one_line(error.__cause__ or error)})"
+        choice = "this is offline by choice (local_files_only, or HF_HUB_OFFLINE=1); load it online once"
+        why = error.__cause__ or error
+        cause = choice if chosen else f"the hub did not give it ({one_line(why)}); {remedy(why)}"
         raise CheckpointError(
             f"{self.name}: no local directory of that name, {filename} is not in the local cache, and {cause}"
         ) from error
@@ -166,9 +204,23 @@ class Repository:
         return sorted(name for name, path in self._found.items() if path is not None)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message; the hub's have paragraphs."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:_CHARS_SHOWN] or type(error).__name__
+
+
+def remedy(error: BaseException) -> str:
+    """What helps against an error of the hub's client: of the server, the connection or the disk."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status == TOO_MANY:
+        return "wait some minutes, or log in (hf auth login), which raises the limit"
+    if status >= SERVER_FAULT:
+        return "the hub is at fault: try again later"
+    if status in REFUSED:
+        return "log in (hf auth login) or give token=, of an account that may do this"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return "look at the disk that holds the cache (HF_HOME, cache_dir=): its space, and who may write there"
+    return "check the connection (and HF_ENDPOINT, if it is set), then try again"
 
 
 def open_source(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -17,13 +17,19 @@ from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, unstack_layers
 from mms_jax.pipelines.adapters import AdapterStore, LanguageAdapter, Tag, language_tokenizer, merged_tokenizer
 from mms_jax.pipelines.bank import AdapterBank
+from mms_jax.pipelines.hub import Pushable, push_adapter
 from mms_jax.pipelines.lid import LanguageIdentifier, load_lid
 from mms_jax.pipelines.routing import AUTO
 from mms_jax.text.ctc import CTCTokenizer
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
-class AdaptedModel:
+
+class AdaptedModel(Pushable):
     """What ``SpeechRecognizer`` is apart from recognising."""
+
+    _task = "automatic-speech-recognition"
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class AdaptedModel:
         self._dtype = dtype
         self._scan_layers = scan_layers
         self._lid = lid
+        self._source = store.source
         self._current: LanguageAdapter | None = None  # chosen by load_adapter
         self._auto = False  # chosen instead: identify the language of every item
 
@@ -177,6 +184,45 @@ class AdaptedModel:
         tree = unstack_layers(tree) if self._scan_layers else tree
         save_ctc(directory, config=self._config.replace(vocab_size=chosen.vocab_size), params=tree)
         save_processor(directory, self.feature_extractor, language_tokenizer(chosen, self.tokenizer))
+
+    def push_adapter_to_hub(
+        self,
+        repo_id: str,
+        *,
+        language: str | None = None,
+        overwrite: bool = False,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Add to a hub repository what ``save_adapter`` writes, in one commit; its other languages stay.
+
+        Args:
+            repo_id: ``user/name``; made if it is not there.
+            language: default the current one.
+            overwrite: the language may be there, and is replaced.
+            private, token, commit_message, revision, create_pr: as ``push_to_hub``.
+
+        Raises:
+            LanguageError: no language chosen. VocabularyError: it is there already, no ``overwrite``.
+            CheckpointError: not pushed, or the repository holds another base; names it and the remedy.
+        """
+        return push_adapter(
+            self._store.source,
+            lambda directory: self.save_adapter(directory, language=language, overwrite=overwrite),
+            language=self._adapter(language).language,
+            repo_id=repo_id,
+            overwrite=overwrite,
+            message=commit_message,
+            to={"private": private, "token": token, "revision": revision, "create_pr": create_pr},
+        )
+
+    @property
+    def _spoken(self) -> list[str]:
+        language = self._adapter(None).language
+        return [] if language is None else [language]
 
     @property
     def _widest(self) -> str | None:

@@ -30,6 +30,7 @@ from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import Params, unstack_layers
 from mms_jax.pipelines.batching import MAX_DURATION, batch_shapes, has_speech, is_many, not_finite
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
+from mms_jax.pipelines.hub import Pushable
 from mms_jax.pipelines.results import Item, forward_rows, load_windows, one_or_all
 from mms_jax.pipelines.settings import check_integer, check_number
 from mms_jax.pipelines.waveforms import compile_for, model_input
@@ -90,11 +91,13 @@ def load_lid(
     scan = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     checkpoint = load_classifier(source, dtype=resolved, stack_layers=scan)
-    return LanguageIdentifier(source.name, checkpoint, load_feature_extractor(source), resolved, scan)
+    return LanguageIdentifier(source.name, checkpoint, load_feature_extractor(source), resolved, scan)._from(source)
 
 
-class LanguageIdentifier:
+class LanguageIdentifier(Pushable):
     """A loaded language identification model; made by ``load_lid``."""
+
+    _task = "audio-classification"
 
     def __init__(
         self,
@@ -217,6 +220,10 @@ class LanguageIdentifier:
             samples, num_samples = np.zeros(shape, np.float32), np.full(shape[:1], shape[1], np.int32)
             jax.block_until_ready(self._jitted(self._folded, samples, num_samples))
         return len(shapes)
+
+    @property
+    def _spoken(self) -> list[str]:
+        return self.languages
 
     def save_pretrained(self, directory: str | PathLike[str], *, params: Params | None = None) -> None:
         """Write a whole checkpoint that this library and transformers load.

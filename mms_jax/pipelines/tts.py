@@ -25,6 +25,7 @@ from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import Params
 from mms_jax.models.vits import VitsModel, frame_counts, prepare_kernels, receptive_field
 from mms_jax.pipelines.dtypes import check_dtype
+from mms_jax.pipelines.hub import Pushable
 from mms_jax.pipelines.settings import Settings, check_integer, check_number, checked_settings, settings_of_each
 from mms_jax.pipelines.speech import Speech, named
 from mms_jax.pipelines.windows import Window, stream_windows, whole_windows, window_batches
@@ -69,11 +70,13 @@ def load_tts(
     source = open_source(model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     config, params = load_vits(source, dtype=resolved)
     tokenizer = load_text_tokenizer(source, num_symbols=config.vocab_size)
-    return SpeechSynthesizer(config, tokenizer, params, resolved, source.name)
+    return SpeechSynthesizer(config, tokenizer, params, resolved, source.name)._from(source)
 
 
-class SpeechSynthesizer:
+class SpeechSynthesizer(Pushable):
     """A loaded synthesis model; made by ``load_tts``."""
+
+    _task = "text-to-speech"
 
     def __init__(self, config: VitsConfig, tokenizer: VitsTokenizer, params: Params, dtype: Any, name: str):
         self.config = config

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -15,19 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mms_jax.checkpoint import FINGERPRINT_SHOWN
+from mms_jax.checkpoint.card import CARD, TRAINED, merge_card
 from mms_jax.errors import CheckpointError
 from mms_jax.files import atomic_write, read_json, write_json
 from mms_jax.languages import language_name
 
 RESULTS = "training_results.json"
-CARD = "README.md"
 TAGS = ["automatic-speech-recognition", "mms", "wav2vec2", "jax"]
-
-# What lies between these lines is ours, and made anew; the rest of the text is the user's, and stays.
-_BEGIN = "<!-- mms_jax: from here on this text is made anew by every training -->"
-_END = "<!-- mms_jax: up to here -->"
-_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
-_OURS = re.compile(rf"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
 
 _METRICS = {"wer": "WER", "cer": "CER"}  # fractions, shown in percent
 
@@ -110,10 +103,9 @@ def _finite(report: LanguageReport) -> dict[str, Any]:
 def model_card(results: Mapping[str, Any], *, name: str, existing: str = "") -> str:
     """The README.md of a directory: ``results`` as training_results.json holds them, ``existing`` as it was before."""
     languages = dict(sorted(results["languages"].items()))
-    ours = f"{_BEGIN}\n{_body(results['base'], languages, name)}\n{_END}"
-    rest = _FRONT_MATTER.sub("", existing)
-    text = _OURS.sub(lambda _: ours, rest) if _OURS.search(rest) else f"{ours}\n\n{rest}".rstrip()
-    return f"---\n{_front_matter(results['base'], languages, name).strip()}\n---\n\n{text.strip()}\n"
+    front_matter = _front_matter(results["base"], languages, name)
+    body = _body(results["base"], languages, name)
+    return merge_card(existing, front_matter=front_matter, mark=TRAINED, body=body)
 
 
 def _front_matter(base: Mapping[str, Any], languages: Mapping[str, Mapping[str, Any]], name: str) -> str:

@@ -30,6 +30,7 @@ from mms_jax.checkpoint import (
     save_processor,
     weight_files,
 )
+from mms_jax.checkpoint.publish import open_target
 from mms_jax.checkpoint.weights import INDEX, WEIGHTS
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import CheckpointError, TrainingError, VocabularyError
@@ -335,38 +336,15 @@ def push_to_hub(
 ) -> str:
     """Upload an output directory, without its checkpoints, to a hub repository, made if there is none; returns its URL.
 
+    A README.md that is there and that no training or push of ours wrote stays as it is.
+
     Raises:
         TrainingError: it cannot be; the message names the repository and the remedy, and the directory stays as it is.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    api = huggingface_hub.HfApi(token=token)
+    lost = f"everything is in {directory}: hf upload {repo_id} {directory} --exclude '{CHECKPOINTS}/**'"
     try:
-        repository = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository.repo_id,
-            folder_path=Path(directory),
-            commit_message=commit_message,
-            ignore_patterns=[f"{CHECKPOINTS}/**", ".*", "**/.*"],
-        )
-    except errors.HFValidationError as error:
-        raise TrainingError(f"{repo_id!r} is not the name of a hub repository (user/name)") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise TrainingError(f"{repo_id}: not pushed, HF_HUB_OFFLINE is set; {_later(repo_id, directory)}") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        remedy = "log in (hf auth login) with a token that may write there, then " if status in (401, 403) else ""
-        raise TrainingError(f"{repo_id}: not pushed ({_short(error)}); {remedy}{_later(repo_id, directory)}") from error
-    # The connection, a file, or a README.md that the hub refuses.
-    except (OSError, ValueError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise TrainingError(f"{repo_id}: not pushed ({_short(error)}); {_later(repo_id, directory)}") from error
-    return str(repository)
-
-
-def _later(repo_id: str, directory: str | PathLike[str]) -> str:
-    return f"everything is in {directory}: hf upload {repo_id} {directory} --exclude '{CHECKPOINTS}/**'"
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        target = open_target(repo_id, token=token, private=private, lost=lost)
+        target.commit(directory, message=commit_message, ignore=[f"{CHECKPOINTS}/*"], lost=lost)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
+    return target.url
