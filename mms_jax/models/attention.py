@@ -91,7 +91,8 @@ def _attend_by_head(
     @jax.custom_vjp
     def by_head(query: jax.Array, key: jax.Array, value: jax.Array, frame_mask: jax.Array) -> jax.Array:
         def one(heads: tuple[jax.Array, ...]) -> jax.Array:
-            return products(*(head[:, :, None] for head in heads), frame_mask)
+            query, key, value = (head[:, :, None] for head in heads)
+            return products(query, key, value, frame_mask)
 
         context = lax.map(one, tuple(jnp.moveaxis(x, 2, 0) for x in (query, key, value)))
         return jnp.moveaxis(context, 0, 2).reshape(*query.shape[:2], -1)
