@@ -156,11 +156,19 @@ class Machine:
         return at
 
     def _binput(self, at: int) -> int:
-        self._store(self.data[at])
+        index, memo = self.data[at], self.memo
+        if index == len(memo):  # nearly always: half the opcodes of a checkpoint are this one or the next
+            memo.append(self.stack[-1])
+        else:
+            self._store(index)
         return at + 1
 
     def _long_binput(self, at: int) -> int:
-        self._store(UINT32.unpack_from(self.data, at)[0])
+        (index,), memo = UINT32.unpack_from(self.data, at), self.memo
+        if index == len(memo):
+            memo.append(self.stack[-1])
+        else:
+            self._store(index)
         return at + 4
 
     def _put(self, at: int) -> int:
@@ -171,18 +179,18 @@ class Machine:
     def _store(self, index: int) -> None:
         memo = self.memo
         gap = index - len(memo)
-        if gap == 0:  # nearly always
-            memo.append(self.stack[-1])
-            return
         if gap > _MAX_MEMO_GAP or index < 0:
             raise UnsafeFileError(f"memo index {index:,} after {len(memo):,} entries")
-        if gap > 0:
+        if gap >= 0:
             self._charge(gap)
             memo.extend([_UNSET] * (gap + 1))
         memo[index] = self.stack[-1]
 
     def _binget(self, at: int) -> int:
-        self._load(self.data[at])
+        value = self.memo[self.data[at]]
+        if value is _UNSET:
+            raise ConversionError(f"damaged: nothing at memo index {self.data[at]}")
+        self.stack.append(value)
         return at + 1
 
     def _long_binget(self, at: int) -> int:
