@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         repo = f"{asked['organization'] or 'user'}/{asked['name']}"
         if repo in self.hub.repos:
-            raise RefusedError(409, message="You already created this model repo")
+            return self._send({"error": "You already created it", "url": f"{self.hub.endpoint}/{repo}"}, 409)
         private = asked.get("private") is True or asked.get("visibility") == "private"
         self.hub.add(repo, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
         self._send({"url": f"{self.hub.endpoint}/{repo}"})
