@@ -11,6 +11,9 @@ import numpy as np
 from mms_jax.errors import CheckpointError
 
 
+Texts = dict[str, str | Mapping[str, object]]  # small files by name; an object is written as JSON
+
+
 class ConversionError(CheckpointError):
     """A source that cannot be converted; the message names the file, the tensor or key, and the remedy."""
 
@@ -35,6 +38,6 @@ class Conversion:
 
     kind: str  # what the source is, in words
     tensors: dict[str, list[Part]]  # by file name: model.safetensors, adapter.fra.safetensors
-    texts: dict[str, str | Mapping[str, object]]  # by file name; an object is written as JSON
+    texts: Texts
     unused: dict[str, str] = dataclasses.field(default_factory=dict)  # tensors that are not written, with the reason
     notes: list[str] = dataclasses.field(default_factory=list)  # what the user has to know
