@@ -89,7 +89,8 @@ class Repository:
         the hub fails to answer, a file that is neither cached nor known to be absent is an error.
 
         Raises:
-            CheckpointError: no such repository or revision, no access, or no answer and nothing in the cache.
+            CheckpointError: no such repository or revision, no access, no answer and nothing in the cache, or what came
+                has not the hub's checksum.
         """
         if filename not in self._found:
             self._found[filename] = self._download(check_filename(filename))
