@@ -18,9 +18,9 @@ _MAX_MEMO_GAP = 1024  # Python 2 counts from 1, and optimisers leave gaps
 _MAX_PROTOCOL = 5
 _MAX_DIGITS = 40
 
-# A container takes up to 216 bytes of memory and one byte of file. The densest checkpoint, mms-1b-all's 337,000 small
-# tensors, makes one per 10 bytes or so; a pickle below 8 MB may be as dense as it likes.
-_SPARE_CONTAINERS = 1 << 20
+# A container takes about 64 bytes of memory and one byte of file. The densest checkpoint, mms-1b-all's 337,000 small
+# tensors, makes one per 10 bytes of pickle; 256 kB may be as dense as they like.
+_SPARE_CONTAINERS = 1 << 18
 _BYTES_PER_CONTAINER = 8
 
 UINT32, UINT64 = struct.Struct("<I"), struct.Struct("<Q")

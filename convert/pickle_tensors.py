@@ -117,13 +117,14 @@ class StoredTensor:
         """
         if not self.num_elements:
             return np.empty(self.shape, self.dtype)
-        numbers = self._read_bytes().view(self.dtype)
+        content = self._read_bytes()
         if self.dtype == np.bool_:
-            numbers = numbers.view(np.uint8) != 0  # a bool that is neither 0 nor 1 confuses numpy
+            content = (content != 0).view(np.uint8)  # a bool that is neither 0 nor 1 confuses numpy
         if self.is_contiguous:
-            return numbers.reshape(self.shape)
+            return content.view(self.dtype).reshape(self.shape)
         strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides).copy(order="C")
+        view = np.ndarray(self.shape, self.dtype, content, strides=strides)  # pyright: ignore[reportArgumentType]
+        return np.ascontiguousarray(view)
 
     def _read_bytes(self) -> np.ndarray:
         """Every byte from its first number to its last; the bounds were checked when it was made."""

@@ -26,6 +26,7 @@ _NAME_CHARS_SHOWN = 100
 _MAX_INTEGER = 16  # bytes; PyTorch's magic number takes 10
 _MAX_NUMBER = 400  # characters in protocol 0; the longest float written in full has 310
 _MAX_LINE = 1 << 20  # bytes of a text in protocol 0
+_SET_COST = 4  # an empty set takes 216 bytes, an empty dict 64
 _CHARS_PER_COPY = 16  # a copied container item takes 16 times the memory of a copied byte
 
 _INT32, _UINT16, _FLOAT64 = struct.Struct("<i"), struct.Struct("<H"), struct.Struct(">d")
@@ -281,6 +282,7 @@ class _Interpreter(Machine):
         target.update(zip(keys, items[1::2], strict=True))
 
     def _empty_set(self, at: int) -> int:
+        self._charge(_SET_COST - 1)
         self._push_container(set())
         return at
 
