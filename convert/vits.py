@@ -8,22 +8,26 @@ Face layout has the decoder's kernels themselves. The rest differs in names and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from convert.conversion import Conversion, ConversionError
+from convert.conversion import Conversion, ConversionError, Part
+from convert.renaming import Tensor
+from convert.safe_tensors import stored
 from convert.torch_files import StoredTensor, read_torch_file
 from convert.vits_names import discriminator_entries, voice_entries
 from convert.vits_settings import Settings, Symbols, original_files, read_symbols, tokenizer_files
-from convert.vits_weights import SHOWN, SafeTensor, Tensor, make_parts
+from convert.vits_weights import SHOWN, make_parts
 from mms_jax.checkpoint import load_text_tokenizer, open_source
 from mms_jax.checkpoint.hub import require
-from mms_jax.checkpoint.tensors import TensorInfo, read_header
+from mms_jax.checkpoint.tensors import read_header
 from mms_jax.checkpoint.weights import WEIGHTS, open_weights
 from mms_jax.config import VitsConfig
 
 DISCRIMINATOR = "discriminator.safetensors"
 EMBEDDING = "enc_p.emb.weight"
+LEARNING_RATE = 2e-4  # VITS's own; training reads it from its config.json
 GENERATOR = re.compile(r"G_(\d+)\.pth")
 NOT_READ = {
     "iteration": "the number of training steps",
@@ -59,14 +63,14 @@ def convert_vits(source: Path, *, language: str | None) -> Conversion:
         unused |= more
     texts, more_notes = tokenizer_files(symbols, settings, language=language)
     values = {**config.to_dict(), "architectures": ["VitsModel"], "dtype": "float32"}
-    return Conversion(f"VITS ({generator.name})", files, {"config.json": values, **texts}, unused, notes + more_notes)
+    texts = {"config.json": values, **texts}
+    return Conversion(f"VITS ({generator.name})", files, texts, unused=unused, notes=notes + more_notes)
 
 
 def vits_to_original(directory: Path) -> Conversion:
-    """Prepare a checkpoint in the Hugging Face layout for the original VITS code.
+    """Prepare a checkpoint in the Hugging Face layout for the original VITS code, to speak or to go on training.
 
-    Its tensors are those under the key "model" of a G_*.pth, and are found under "model"; likewise those of a D_*.pth
-    under "discriminator", if there is a discriminator.safetensors.
+    What comes of it: G_0.pth, config.json, vocab.txt, and D_0.pth if there is a discriminator.safetensors.
 
     Raises:
         ConversionError: the original cannot hold it; the message names the attribute or tensor. CheckpointError: not a
@@ -77,17 +81,24 @@ def vits_to_original(directory: Path) -> Conversion:
     config = VitsConfig.from_file(path)
     tokenizer = load_text_tokenizer(source, num_symbols=config.vocab_size)
     texts, notes = original_files(config, tokenizer, path)
-    weights = _stored(open_weights(source))
-    files = {"model": make_parts(voice_entries(config), weights, file=path.with_name(WEIGHTS), forward=False)}
+    weights: dict[str, Tensor] = dict(stored(open_weights(source)))
+    parts = make_parts(voice_entries(config), weights, file=path.with_name(WEIGHTS), forward=False)
+    files = {"G_0.pth": _checkpoint(parts)}
     discriminator = source.find(DISCRIMINATOR)
     if discriminator is not None:
-        weights = _stored(read_header(discriminator))
-        files["discriminator"] = make_parts(discriminator_entries(), weights, file=discriminator, forward=False)
-    return Conversion("VITS in the Hugging Face layout", files, texts, notes=notes)
+        weights = dict(stored(read_header(discriminator)))
+        parts = make_parts(discriminator_entries(), weights, file=discriminator, forward=False)
+        files["D_0.pth"] = _checkpoint(parts)
+    return Conversion("VITS in the Hugging Face layout", {}, texts, files, notes=notes)
 
 
-def _stored(tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    return {name: SafeTensor(name, info) for name, info in tensors.items()}
+def _checkpoint(parts: Sequence[Part]) -> dict[str, Any]:
+    """What VITS saves, before the first step: it loads no model without the state of an optimiser that fits it."""
+    group = {"lr": LEARNING_RATE, "betas": (0.8, 0.99), "eps": 1e-9, "weight_decay": 0.01, "amsgrad": False}
+    group |= {"params": list(range(len(parts)))}
+    model = {part.target: part for part in parts}
+    optimizer = {"state": {}, "param_groups": [group]}
+    return {"model": model, "iteration": 1, "optimizer": optimizer, "learning_rate": LEARNING_RATE}
 
 
 def _find_generator(source: Path) -> tuple[Path, list[str]]:

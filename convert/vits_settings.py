@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.conversion import ConversionError
+from convert.conversion import ConversionError, Texts
 from convert.vits_names import (
     CONSTANTS,
     MODEL_KEYS,
@@ -25,8 +25,6 @@ from mms_jax.config import VitsConfig
 from mms_jax.errors import ConfigError, VocabularyError
 from mms_jax.files import read_json
 from mms_jax.text.tts import VitsTokenizer
-
-Texts = dict[str, str | Mapping[str, object]]
 
 MAX_VOCABULARY_BYTES = 1 << 20  # published ones have some hundred bytes
 BYTE_ORDER_MARK = "\ufeff"

@@ -5,60 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from convert.conversion import ConversionError, Part
+from convert.renaming import Tensor
 from convert.vits_names import HINTS, Entry, Norm
-from mms_jax.checkpoint.tensors import TensorInfo, read_tensor
 
 FLOAT32 = np.dtype(np.float32)  # of what is written: both sides compute in it, whatever their files hold
 FLOATS = tuple(np.dtype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 SHOWN = 8
-
-
-class Tensor(Protocol):
-    """A tensor in a file."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of its elements."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of its axes."""
-        ...
-
-    def read(self) -> np.ndarray:
-        """Its values, C-contiguous."""
-        ...
-
-
-class SafeTensor(NamedTuple):
-    """A tensor in a safetensors file, read as float32."""
-
-    name: str
-    info: TensorInfo
-
-    @property
-    def dtype(self) -> np.dtype:
-        """What it is read as, if it can be."""
-        return FLOAT32 if self.info.is_float else np.dtype(object)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of its axes."""
-        return self.info.shape
-
-    def read(self) -> np.ndarray:
-        """Its values."""
-        values = np.empty(self.shape, FLOAT32)
-        read_tensor(self.name, self.info, out=values)
-        return values
 
 
 class Found(NamedTuple):

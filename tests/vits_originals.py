@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from convert.conversion import Conversion
+from convert.torch_writer import write_torch_file
 from mms_jax.checkpoint.tensors import TensorSource, write_tensors
 from tests.vits_parity import DETERMINISTIC, SPEAKERS, calibrate_durations, random_text, random_vits, small_vits
 
@@ -266,6 +267,8 @@ def write(conversion: Conversion, directory: Path) -> Path:
     for name, parts in conversion.tensors.items():
         sources = [TensorSource(part.target, part.dtype, part.shape, part.read) for part in parts]
         write_tensors(directory / name, sources)
+    for name, value in conversion.objects.items():
+        write_torch_file(directory / name, value)
     for name, text in conversion.texts.items():
         written = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
         (directory / name).write_bytes(written.encode())
