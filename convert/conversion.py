@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mms_jax.errors import CheckpointError
-
 
 Texts = dict[str, str | Mapping[str, object]]  # small files by name; an object is written as JSON
 
@@ -39,5 +38,6 @@ class Conversion:
     kind: str  # what the source is, in words
     tensors: dict[str, list[Part]]  # by file name: model.safetensors, adapter.fra.safetensors
     texts: Texts
+    objects: dict[str, Any] = dataclasses.field(default_factory=dict)  # PyTorch files: nested dicts and lists of Parts
     unused: dict[str, str] = dataclasses.field(default_factory=dict)  # tensors that are not written, with the reason
     notes: list[str] = dataclasses.field(default_factory=list)  # what the user has to know

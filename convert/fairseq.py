@@ -16,7 +16,7 @@ from convert.fairseq_config import Settings, config_json, read_settings
 from convert.fairseq_dictionary import ctc_vocabulary, labels, read_dictionary
 from convert.fairseq_names import FINETUNED, PRETRAINED, names
 from convert.renaming import Tensor, to_huggingface
-from convert.torch_files import StoredTensor, read_torch_file
+from convert.torch_files import StoredTensor
 from mms_jax.checkpoint.wav2vec2 import adapter_filename
 from mms_jax.errors import LanguageError
 from mms_jax.files import read_json
@@ -25,6 +25,8 @@ MODEL = "model.safetensors"
 DEFAULT_BASE = "eng"  # the language whose adapter and head the published base weights hold
 HEAD = "lm_head.weight"
 _SHOWN = 12
+# By which fairseq's models are known: with a CTC head, with a classifier, pretrained.
+_MARKS = ("w2v_encoder.proj.weight", "pooling_layer.projection.weight", "post_extract_proj.weight")
 
 _BOOKKEEPING = {  # what else a checkpoint may hold tensors in
     "criterion": "state of the last training's loss",
@@ -64,27 +66,23 @@ class Source(NamedTuple):
         return {key: why for key, why in _BOOKKEEPING.items() if _holds_tensors(self.checkpoint.get(key))}
 
 
-def convert_fairseq(path: Path, options: Options) -> Conversion:
-    """What a fairseq checkpoint becomes.
+def is_fairseq(checkpoint: Any) -> bool:
+    """Whether what a file held has the names of fairseq's wav2vec2."""
+    model = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    return isinstance(model, Mapping) and any(name in model for name in _MARKS)
+
+
+def convert_fairseq(path: Path, checkpoint: Mapping[str, Any], options: Options) -> Conversion:
+    """What a fairseq checkpoint becomes, read from ``path``.
 
     Raises:
-        ConversionError: it is none, of an architecture that transformers' wav2vec2 has not, or incomplete.
-        UnsafeFileError: it asks for more than data. LanguageError: no adapter of a language that is asked for.
+        ConversionError: an architecture that transformers' wav2vec2 has not, or something is missing or contradictory.
+        LanguageError: no adapter of a language that is asked for.
     """
-    checkpoint = read_torch_file(path)
-    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
-        raise ConversionError(f"{path}: no 'model' in it, so it is no checkpoint of fairseq's")
-    source, found = Source(path, checkpoint, options), checkpoint["model"]
-    if "w2v_encoder.proj.weight" in found:
+    source, (recogniser, identifier, _) = Source(path, checkpoint, options), _MARKS
+    if recogniser in checkpoint["model"]:
         return _recogniser(source)
-    if "pooling_layer.projection.weight" in found:
-        return _identifier(source)
-    if "post_extract_proj.weight" in found:
-        return _pretrained(source)
-    raise ConversionError(
-        f"{path}: neither a CTC head (w2v_encoder.proj) nor a classifier (pooling_layer) nor wav2vec2's own projection "
-        f"(post_extract_proj); it holds {', '.join(sorted(map(str, found))[:4])} …"
-    )
+    return _identifier(source) if identifier in checkpoint["model"] else _pretrained(source)
 
 
 def state_dict(state: Any, source: str) -> dict[str, Tensor]:
@@ -145,7 +143,7 @@ def _recogniser(source: Source) -> Conversion:
     )
     vocabulary = ctc_vocabulary(dictionary, size=_rows(parts, HEAD), source=str(source.path))
     texts = _recogniser_files(source, parts, vocabulary, language=None)
-    return Conversion("fairseq wav2vec2 with a CTC head", {MODEL: parts}, texts, source.unused)
+    return Conversion("fairseq wav2vec2 with a CTC head", {MODEL: parts}, texts, unused=source.unused)
 
 
 def _with_adapters(source: Source, adapters: Mapping[str, Mapping[str, Any]]) -> Conversion:
@@ -170,7 +168,7 @@ def _with_adapters(source: Source, adapters: Mapping[str, Mapping[str, Any]]) ->
     texts = _recogniser_files(source, whole, vocabularies, language=base)
     kind = f"fairseq wav2vec2 with a CTC head and {len(languages)} of {len(adapters)} adapters"
     notes = [f"{MODEL} holds the adapter and head of {base}"]
-    return Conversion(kind, {MODEL: whole, **files}, texts, source.unused | unused, notes)
+    return Conversion(kind, {MODEL: whole, **files}, texts, unused=source.unused | unused, notes=notes)
 
 
 def _adapters(source: Source) -> Mapping[str, Mapping[str, Any]]:
@@ -183,7 +181,7 @@ def _adapters(source: Source) -> Mapping[str, Mapping[str, Any]]:
 def _chosen(source: Source, adapters: Mapping[str, Any]) -> list[str]:
     """The languages that are wanted, in the checkpoint's order, with that of the base among them."""
     wanted = set(source.options.languages or adapters)
-    wanted |= {source.options.base_language} - {None}
+    wanted |= {source.options.base_language} if source.options.base_language is not None else set()
     for language in sorted(wanted - adapters.keys()):
         near = ", ".join([tag for tag in adapters if tag.startswith(language[:2])][:_SHOWN])
         raise LanguageError(
@@ -249,7 +247,7 @@ def _identifier(source: Source) -> Conversion:
     }
     texts: Texts = {"config.json": config, "preprocessor_config.json": _feature_extractor(config, settings)}
     kind = f"fairseq wav2vec2 that identifies {len(named)} languages"
-    return Conversion(kind, {MODEL: parts}, texts, source.unused, notes)
+    return Conversion(kind, {MODEL: parts}, texts, unused=source.unused, notes=notes)
 
 
 def _activation(source: Source, settings: Settings) -> list[str]:
@@ -262,9 +260,9 @@ def _activation(source: Source, settings: Settings) -> list[str]:
     if source.options.drop_activation:
         return [f"{activation} between pooling and classifier is left out: the scores are not those of fairseq"]
     raise ConversionError(
-        f"{source.path}: its settings name an activation, {activation!r}, between pooling and classifier; transformers' "
-        "classifier has none, so scores would differ. --drop-activation converts all the same, as transformers' own "
-        "converter did"
+        f"{source.path}: its settings name an activation, {activation!r}, between pooling and classifier; "
+        "transformers' classifier has none, so scores would differ. --drop-activation converts all the same, as "
+        "its own converter did"
     )
 
 
@@ -285,4 +283,4 @@ def _pretrained(source: Source) -> Conversion:
         }
     config["architectures"] = ["Wav2Vec2ForPreTraining"]
     texts: Texts = {"config.json": config, "preprocessor_config.json": _feature_extractor(config, settings)}
-    return Conversion("fairseq wav2vec2, pretrained", {MODEL: parts}, texts, source.unused)
+    return Conversion("fairseq wav2vec2, pretrained", {MODEL: parts}, texts, unused=source.unused)

@@ -53,8 +53,8 @@ def read_settings(checkpoint: Mapping[str, Any], *, finetuned: bool, source: str
     stated = plain(checkpoint.get("cfg")) or plain(checkpoint.get("args"))
     if not isinstance(stated, Mapping):
         raise ConversionError(
-            f"{source}: neither 'cfg' nor 'args' there, so nothing says how many heads attention has or where norms are; name "
-            "a config.json of the Hugging Face layout with --config"
+            f"{source}: neither 'cfg' nor 'args' there, so nothing says how many heads attention has or where its "
+            "norms are; name a config.json of the Hugging Face layout with --config"
         )
     model, task = (stated.get(name, stated) for name in ("model", "task"))
     encoder = model
@@ -107,7 +107,7 @@ def config_json(settings: Settings, parts: Sequence[Part], *, source: str) -> di
         "num_attention_heads": encoder.get("encoder_attention_heads", 12),
         "do_stable_layer_norm": bool(encoder.get("layer_norm_first", False)),
         "layer_norm_eps": 1e-5,
-        **_shaped(shapes, source),
+        **shaped(shapes, source),
         **_convs(encoder, shapes, source),
         **_rates(settings),
     }
@@ -115,8 +115,8 @@ def config_json(settings: Settings, parts: Sequence[Part], *, source: str) -> di
     return config
 
 
-def _shaped(shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, Any]:
-    """What the shapes say."""
+def shaped(shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, Any]:
+    """The attributes of config.json that shapes of an encoder tell, by name of the Hugging Face layout."""
     try:
         hidden, _ = shapes["wav2vec2.feature_projection.projection.weight"]
         conv = "wav2vec2.encoder.pos_conv_embed.conv"

@@ -23,18 +23,18 @@ from mms_jax.checkpoint.hub import is_filename
 from mms_jax.errors import CheckpointError
 from mms_jax.files import atomic_write, read_json
 
-_DTYPES = {
+NUMPY_DTYPES = {  # of the kinds of floating-point numbers that are read
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 _INFINITIES = {  # their bits, which no finite number's exceed
-    _DTYPES["F64"]: np.uint64(0x7FF << 52),
-    _DTYPES["F32"]: np.uint32(0xFF << 23),
-    _DTYPES["F16"]: np.uint16(0x1F << 10),
-    _DTYPES["BF16"]: np.uint16(0xFF << 7),
+    NUMPY_DTYPES["F64"]: np.uint64(0x7FF << 52),
+    NUMPY_DTYPES["F32"]: np.uint32(0xFF << 23),
+    NUMPY_DTYPES["F16"]: np.uint16(0x1F << 10),
+    NUMPY_DTYPES["BF16"]: np.uint16(0xFF << 7),
 }
 
 # A block and its conversion stay in a core's second cache: reading, checking, converting and transposing it touch
@@ -60,7 +60,7 @@ class TensorInfo(NamedTuple):
     @property
     def is_float(self) -> bool:
         """Whether it holds floating-point numbers of a kind that is read here."""
-        return self.dtype in _DTYPES
+        return self.dtype in NUMPY_DTYPES
 
 
 class TensorSource(NamedTuple):
@@ -180,7 +180,7 @@ def read_rows(name: str, info: TensorInfo, *, dtype: np.dtype) -> Iterator[tuple
     """
     shape = info.shape or (1,)
     length = int(np.prod(shape[1:], dtype=np.int64))
-    stored = _DTYPES[info.dtype]
+    stored = NUMPY_DTYPES[info.dtype]
     height = min(shape[0], _block_rows(length * stored.itemsize))
     as_stored, converted = np.empty((height, length), stored), _spread_rows(height, length, dtype)
     try:

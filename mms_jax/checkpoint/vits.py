@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mms_jax.checkpoint.engine import to_jax, to_torch
+from mms_jax.checkpoint.engine import Binding, to_jax, to_torch
 from mms_jax.checkpoint.hub import Source, require
 from mms_jax.checkpoint.vits_rules import vits_table
 from mms_jax.checkpoint.weights import bind_weights, save_model
@@ -38,8 +38,16 @@ def load_vits(source: Source, *, dtype: Any = jnp.float32) -> VitsCheckpoint:
         CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json.
     """
     config = VitsConfig.from_file(require(source, "config.json"))
-    bindings = bind_weights(source, vits_table(config), vits_param_shapes(config))
-    return VitsCheckpoint(config, to_jax(bindings, dtype=dtype))
+    return VitsCheckpoint(config, to_jax(bind_vits(source, config), dtype=dtype))
+
+
+def bind_vits(source: Source, config: VitsConfig) -> list[Binding]:
+    """The tensors of a ``VitsModel`` checkpoint by our paths.
+
+    Raises:
+        CheckpointError: wrong or incomplete; the message names the file and the tensor.
+    """
+    return bind_weights(source, vits_table(config), vits_param_shapes(config))
 
 
 def save_vits(directory: str | PathLike[str], *, config: VitsConfig, params: Mapping[str, Any]) -> None:

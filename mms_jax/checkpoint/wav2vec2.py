@@ -76,8 +76,16 @@ def load_ctc(source: Source, *, dtype: Any = jnp.float32, stack_layers: bool = F
         CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json.
     """
     config = Wav2Vec2Config.from_file(require(source, "config.json"))
-    bindings = bind_weights(source, _ctc_table(config), param_shapes(config))
-    return Checkpoint(config, _read(bindings, config, dtype, stack_layers))
+    return Checkpoint(config, _read(bind_ctc(source, config), config, dtype, stack_layers))
+
+
+def bind_ctc(source: Source, config: Wav2Vec2Config) -> list[Binding]:
+    """The tensors of a ``Wav2Vec2ForCTC`` checkpoint by our paths.
+
+    Raises:
+        CheckpointError: wrong or incomplete; the message names the file and the tensor.
+    """
+    return bind_weights(source, _ctc_table(config), param_shapes(config))
 
 
 def _read(bindings: list[Binding], config: Wav2Vec2Config, dtype: Any, stack_layers: bool) -> Params:
@@ -91,11 +99,20 @@ def load_classifier(source: Source, *, dtype: Any = jnp.float32, stack_layers: b
         CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: config.json, its
             labels included.
     """
-    path = require(source, "config.json")
-    config = Wav2Vec2Config.from_file(path)
-    labels = read_labels(read_json(path), source=str(path))
-    bindings = bind_weights(source, classifier_table(config), classifier_shapes(config, len(labels)))
+    config = Wav2Vec2Config.from_file(require(source, "config.json"))
+    labels, bindings = bind_classifier(source, config)
     return ClassifierCheckpoint(config, labels, _read(bindings, config, dtype, stack_layers))
+
+
+def bind_classifier(source: Source, config: Wav2Vec2Config) -> tuple[tuple[str, ...], list[Binding]]:
+    """A classifier's labels by id, and its tensors by our paths.
+
+    Raises:
+        CheckpointError: wrong or incomplete; the message names the file and the tensor. ConfigError: the labels.
+    """
+    path = require(source, "config.json")
+    labels = read_labels(read_json(path), source=str(path))
+    return labels, bind_weights(source, classifier_table(config), classifier_shapes(config, len(labels)))
 
 
 def read_labels(values: Mapping[str, Any], *, source: str) -> tuple[str, ...]:
@@ -221,7 +238,16 @@ def load_adapter(
     Raises:
         CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
     """
-    path = Path(path)
+    bindings = bind_adapter(Path(path), config)
+    return to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
+
+
+def bind_adapter(path: Path, config: Wav2Vec2Config) -> list[Binding]:
+    """The tensors of an adapter file by our paths.
+
+    Raises:
+        CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
+    """
     if path.suffix == ".bin":
         raise CheckpointError(f"{path}: a pickle, which this library never opens; save it as safetensors first")
     tensors = read_header(path)
@@ -229,8 +255,7 @@ def load_adapter(
     vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
     shapes = _adapter_shapes(config, vocab_size=vocab_size, what=str(path))
     rules = [rule for rule in ctc_rules(config) if rule.jax not in OPTIONAL]
-    bindings = bind(Table(rules, hints=HINTS), tensors, shapes, source=str(path))
-    return to_jax(bindings, dtype=dtype, stack_layers=config.num_hidden_layers if stack_layers else None)
+    return bind(Table(rules, hints=HINTS), tensors, shapes, source=str(path))
 
 
 def _adapter_shapes(config: Wav2Vec2Config, *, vocab_size: int, what: str) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,157 @@
+"""A recognition checkpoint in the Hugging Face layout as one of fairseq's, with an adapter for each language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert.conversion import Conversion, ConversionError, Part
+from convert.fairseq_dictionary import DICTIONARY, RENAMED, SPECIAL
+from convert.fairseq_names import FINETUNED, PRETRAINED, names
+from convert.pickled import ADAPTER
+from convert.renaming import Tensor, to_original
+from convert.safe_tensors import stored
+from convert.torch_files import Record
+from mms_jax.checkpoint import Directory, open_weights, require
+from mms_jax.checkpoint.tensors import read_header
+from mms_jax.config import Wav2Vec2Config
+from mms_jax.files import read_json
+
+CHECKPOINT = "checkpoint.pt"
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
+
+
+def fairseq_from_huggingface(directory: Path) -> Conversion:
+    """Names, settings and dictionaries as fairseq has them; in one file.
+
+    Raises:
+        ConversionError: no recognition or pretrained model, or one whose blank is not id 0, as fairseq's is.
+        CheckpointError: it is not a whole checkpoint.
+    """
+    source = Directory(directory)
+    path = require(source, "config.json")
+    config, values = Wav2Vec2Config.from_file(path), read_json(path)
+    tensors: dict[str, Tensor] = dict(stored(open_weights(source)))
+    finetuned = "lm_head.weight" in tensors or "classifier.weight" in tensors
+    prefix = FINETUNED if finetuned else PRETRAINED
+    state = {part.target: part for part in _originals(tensors, config, prefix, str(directory))}
+    settings = _settings(config, finetuned=finetuned)
+    value: dict[str, Any] = {"args": None, "cfg": settings, "model": state, "extra_state": {}}
+    if "classifier.weight" in tensors:
+        ids = values.get("id2label", {})
+        value["task_state"] = {"target_dictionary": _dictionary([ids[str(index)] for index in range(len(ids))])}
+        value["cfg"]["model"] |= {"_name": "wav2vec_classification", "pooling": "mean", "activation_fn": "linear"}
+    elif finetuned:
+        value |= _dictionaries(directory, config)
+    return Conversion("wav2vec2 in the Hugging Face layout", {}, {}, {CHECKPOINT: value})
+
+
+def _originals(tensors: Mapping[str, Tensor], config: Wav2Vec2Config, prefix: str, source: str) -> list[Part]:
+    table = names(prefix=prefix, group_norm=config.feat_extract_norm == "group")
+    new, old = ("parametrizations.weight.original0", "weight_g"), ("parametrizations.weight.original1", "weight_v")
+    parts = to_original(tensors, table, source=source)
+    for spelling in (new, old):
+        parts = [part._replace(target=part.target.replace(*spelling)) for part in parts]
+    return parts
+
+
+def _dictionaries(directory: Path, config: Wav2Vec2Config) -> dict[str, Any]:
+    """The dictionary of the only language, or adapters with a dictionary each."""
+    vocabulary = read_json(directory / "vocab.json", error=ConversionError)
+    if not any(isinstance(tokens, Mapping) for tokens in vocabulary.values()):
+        return {"task_state": {"target_dictionary": _dictionary(_symbols(vocabulary, str(directory)))}}
+    adapters = {}
+    for path in sorted(directory.iterdir()):
+        match = ADAPTER.fullmatch(path.name)
+        if match is None or match[2] != "safetensors":
+            continue
+        language = match[1]
+        if language not in vocabulary:
+            raise ConversionError(f"{path}: vocab.json has no {language!r}")
+        parts = _originals(stored(read_header(path)), config, FINETUNED, str(path))
+        symbols = _symbols(vocabulary[language], f"{directory}: {language}")
+        adapters[language] = {
+            "model": {part.target: part for part in parts},
+            "task_state": {"target_dictionary": _dictionary(symbols)},
+        }
+    if not adapters:
+        raise ConversionError(f"{directory}: vocab.json is nested by language, but there is no adapter.*.safetensors")
+    return {"adapter": adapters, "task_state": next(iter(adapters.values()))["task_state"]}
+
+
+def _symbols(vocabulary: Mapping[str, Any], source: str) -> list[str]:
+    """Symbols by id, with fairseq's names of the special ones."""
+    by_id = sorted(vocabulary, key=lambda token: vocabulary[token])
+    symbols = [RENAMED.get(token, token) for token in by_id]
+    if [vocabulary[token] for token in by_id] != list(range(len(by_id))) or tuple(symbols[:4]) != SPECIAL:
+        raise ConversionError(
+            f"{source}: its vocabulary begins with {by_id[:4]}; fairseq's blank is id 0, so the ids of <pad>, <s>, "
+            "</s> and <unk> must be 0, 1, 2 and 3, without a gap after them"
+        )
+    return symbols
+
+
+def _dictionary(symbols: Sequence[str]) -> Record:
+    """What fairseq's own class pickles to."""
+    state = {
+        "symbols": list(symbols),
+        "count": [1] * len(symbols),
+        "indices": {symbol: index for index, symbol in enumerate(symbols)},
+        "bos_word": "<s>",
+        "pad_word": "<pad>",
+        "eos_word": "</s>",
+        "unk_word": "<unk>",
+        "bos_index": 0,
+        "pad_index": 1,
+        "eos_index": 2,
+        "unk_index": 3,
+        "nspecial": len(SPECIAL),
+    }
+    return Record(DICTIONARY, (), state)
+
+
+def _settings(config: Wav2Vec2Config, *, finetuned: bool) -> dict[str, Any]:
+    """The hyperparameters by fairseq's names."""
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ConversionError(f"hidden_act is {config.hidden_act!r}; fairseq has {', '.join(_ACTIVATIONS.values())}")
+    adapters = {"layer_type": "trf_adp", "adp_num": 1, "adp_dim": config.adapter_attn_dim, "adp_act_fn": "relu"}
+    convs = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
+    rates = {
+        "dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "dropout_input": config.feat_proj_dropout,
+        "mask_length": config.mask_time_length,
+        "mask_prob": config.mask_time_prob,
+        "mask_channel_length": config.mask_feature_length,
+        "mask_channel_prob": config.mask_feature_prob,
+    }
+    encoder = rates | {
+        "_name": "wav2vec2",
+        "extractor_mode": "layer_norm" if config.feat_extract_norm == "layer" else "default",
+        "encoder_layers": config.num_hidden_layers,
+        "encoder_embed_dim": config.hidden_size,
+        "encoder_ffn_embed_dim": config.intermediate_size,
+        "encoder_attention_heads": config.num_attention_heads,
+        "encoder_layerdrop": config.layerdrop,
+        "activation_fn": _ACTIVATIONS[config.hidden_act],
+        "layer_norm_first": config.do_stable_layer_norm,
+        "conv_feature_layers": str(list(convs)),
+        "conv_bias": config.conv_bias,
+        "conv_pos": config.num_conv_pos_embeddings,
+        "conv_pos_groups": config.num_conv_pos_embedding_groups,
+        **(adapters if config.has_adapters else {}),
+    }
+    task = {"_name": "audio_pretraining", "normalize": config.feat_extract_norm == "layer", "sample_rate": 16_000}
+    if not finetuned:
+        return {"_name": None, "model": encoder, "task": task}
+    head = rates | {
+        "_name": "wav2vec_ctc",
+        "apply_mask": config.apply_spec_augment,
+        "final_dropout": config.final_dropout,
+        "layerdrop": config.layerdrop,
+        "normalize": task["normalize"],
+        "w2v_args": {"_name": None, "model": encoder, "task": task},
+    }
+    return {"_name": None, "model": head, "task": task | {"_name": "audio_finetuning"}}
