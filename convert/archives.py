@@ -24,7 +24,7 @@ MAX_MEMBERS = 4096  # an MMS-TTS original has five or so
 
 _MAX_RATIO = 1000  # unpacked to packed: deflate reaches 1:1032 on zeros, weights 1:1.1
 _SLACK = 64 << 20  # bytes beyond the declared ones, for headers and padding: 4096 members need 6 MB
-_MAX_EXTENSION = 4096  # bytes of a tar header's extension; a path takes up to 1024. Some Pythons take quadratic time
+_MAX_EXTENSION = 1024  # bytes of a tar header that extends one; on some Pythons they cost quadratic time
 _BLOCK = 1 << 20
 _EXTENSIONS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -63,6 +63,8 @@ def unpack(
     with _named(path):
         contents = _open(path)
         entries = [entry for entry, _ in _checked(contents(), path, max_bytes=max_bytes, max_members=max_members)]
+        if all(entry.is_folder for entry in entries):
+            raise ConversionError("holds no files; fetch it again")
         _check_targets(entries, directory)
         made: list[Path] = []
         try:
