@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 
@@ -135,6 +136,7 @@ def test_the_report_accounts_for_every_tensor_bit_by_bit(original, converted):
         written = load_file(converted / row["file"])[row["target"]]
         assert list(written.shape) == row["shape"]
         assert row["dtype"] == str(written.dtype)
+        assert row["sha256"] == hashlib.sha256(written.tobytes()).hexdigest()
         (name,) = row["sources"]
         if name in held["model"]:
             np.testing.assert_array_equal(written, held["model"][name].numpy().reshape(written.shape))
