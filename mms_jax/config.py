@@ -12,10 +12,10 @@ import math
 import typing
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, ClassVar, Self
 
 from mms_jax.errors import ConfigError
-from mms_jax.files import read_json
+from mms_jax.files import MAX_SIZE, coerce, listed, read_json, shorten
 
 
 def _names(text: str) -> frozenset[str]:
@@ -23,53 +23,43 @@ def _names(text: str) -> frozenset[str]:
 
 
 # Bookkeeping that every transformers config carries; none of it changes what a forward pass computes.
-_BOOKKEEPING = _names(
-    """
+_BOOKKEEPING = _names("""
     _name_or_path architectures model_type transformers_version dtype torch_dtype return_dict
     output_hidden_states output_attentions is_encoder_decoder problem_type id2label label2id num_labels
     gradient_checkpointing _attn_implementation _attn_implementation_autoset attn_implementation use_cache
     torchscript finetuning_task tokenizer_class processor_class initializer_range feat_extract_dropout
     feat_quantizer_dropout num_feat_extract_layers chunk_size_feed_forward pruned_heads tie_word_embeddings
-    """
-)
+""")
 
 # Heads and objectives that are not computed here; the encoder never reads what they are made of.
-_OTHER_HEADS = _names(
-    """
+_OTHER_HEADS = _names("""
     codevector_dim contrastive_logits_temperature diversity_loss_weight num_codevector_groups
     num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dim tdnn_kernel tdnn_dilation
     xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
-    """
-)
+""")
 
 # Text-generation settings that transformers 4 wrote into every config.json; CTC models have no generation.
-_GENERATION = _names(
-    """
+_GENERATION = _names("""
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens cross_attention_hidden_size add_cross_attention is_decoder decoder_start_token_id
     sep_token_id prefix task_specific_params tf_legacy_loss use_bfloat16 tie_encoder_decoder
-    """
-)
+""")
 
 # Training settings of fairseq and of the first transformers releases, in wav2vec2 files of 2021; now nobody reads them.
-_LEFTOVERS = _names(
-    """
+_LEFTOVERS = _names("""
     hidden_dropout_prob mask_channel_length mask_channel_min_space mask_channel_other mask_channel_prob
     mask_channel_selection mask_time_min_space mask_time_other mask_time_selection no_mask_channel_overlap
     no_mask_time_overlap
-    """
-)
+""")
 
 # Training settings of VITS: its losses and discriminators, which no checkpoint in the Hugging Face layout holds.
-_VITS_TRAINING = _names(
-    """
+_VITS_TRAINING = _names("""
     segment_size hop_length discriminator_kernel_size discriminator_stride discriminator_periods
     discriminator_period_channels discriminator_scale_channels
-    """
-)
+""")
 
 _LOADERS = {"wav2vec2": "load_asr, load_lid or load_encoder", "vits": "load_tts"}
 
@@ -88,6 +78,10 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# Beyond this a file is damaged, and finding that out from the weights would take for ever: a model is traced first.
+MAX_LAYERS = 200  # the largest wav2vec2 has 55, the voices of MMS have 86
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What all architectures' configurations have in common: the allow-list, checked types, the way back to a dict."""
@@ -98,10 +92,10 @@ class ModelConfig:
     def __post_init__(self):
         types = _types(type(self))
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), types[field.name]))
+            object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name), types[field.name]))
         for name, allowed in _CHOICES.items():
             if getattr(self, name, allowed[0]) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; supported: {', '.join(allowed)}")
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}; supported: {', '.join(allowed)}")
         self._check_shapes()
 
     @classmethod
@@ -114,17 +108,19 @@ class ModelConfig:
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             hint = next((f"; use {loader}" for name, loader in _LOADERS.items() if name == model_type), "")
-            raise ConfigError(f"{source}: model_type is {model_type!r}, not {cls.model_type!r}{hint}")
+            raise ConfigError(f"{source}: model_type is {shorten(model_type)}, not {cls.model_type!r}{hint}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known - cls.ignored - _BOOKKEEPING - _GENERATION)
         if unknown:
             raise ConfigError(
-                f"{source}: unknown attribute(s) {', '.join(unknown)}; they may change what the model computes. "
+                f"{source}: unknown attribute(s) {listed(unknown)}; they may change what the model computes. "
                 "Remove them if they do not"
             )
         for name, (expected, reason) in _FIXED.items():
             if values.get(name, expected) != expected:
-                raise ConfigError(f"{source}: {name} is {values[name]!r}; only {expected!r} is supported: {reason}")
+                raise ConfigError(
+                    f"{source}: {name} is {shorten(values[name])}; only {expected!r} is supported: {reason}"
+                )
         try:
             return cls(**{name: value for name, value in values.items() if name in known})
         except ConfigError as error:
@@ -231,6 +227,7 @@ class Wav2Vec2Config(ModelConfig):
         lengths = {len(self.conv_dim), len(self.conv_stride), len(self.conv_kernel)}
         if len(lengths) != 1 or 0 in lengths:
             raise ConfigError("conv_dim, conv_stride and conv_kernel must have the same length, at least 1")
+        _check_depth(self.num_hidden_layers + len(self.conv_dim))
         _check_divisible(self, "hidden_size", by="num_attention_heads")
         _check_divisible(self, "hidden_size", by="num_conv_pos_embedding_groups")
         if not 0 <= self.pad_token_id < self.vocab_size:
@@ -303,12 +300,24 @@ class VitsConfig(ModelConfig):
         """Samples per frame: 256, which is 16 ms, for every MMS model."""
         return math.prod(self.upsample_rates)
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of all parts, one after another."""
+        return (
+            self.num_hidden_layers
+            + self.prior_encoder_num_flows * self.prior_encoder_num_wavenet_layers
+            + self.posterior_encoder_num_wavenet_layers
+            + self.duration_predictor_num_flows * self.depth_separable_num_layers
+            + len(self.upsample_rates) * sum(map(len, self.resblock_dilation_sizes))
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The attributes as they stand in ``config.json``, ready for ``json.dumps``."""
         return super().to_dict() | {"depth_separable_channels": 2}
 
     def _check_shapes(self) -> None:
         _check_divisible(self, "hidden_size", by="num_attention_heads")
+        _check_depth(self.num_layers)
         stages, kernels = len(self.upsample_rates), self.upsample_kernel_sizes
         for condition, message in (
             (stages > 0, "upsample_rates must not be empty"),
@@ -331,6 +340,17 @@ class VitsConfig(ModelConfig):
                 "resblock_kernel_sizes and wavenet_kernel_size must be odd",
             ),
             (self.duration_predictor_kernel_size % 2 == 1, "duration_predictor_kernel_size must be odd"),
+            (
+                # multiplied out only where that is a number at all: layers are few by now
+                self.duration_predictor_kernel_size**self.depth_separable_num_layers <= MAX_SIZE,
+                f"the dilations of {self.depth_separable_num_layers} depth_separable_num_layers pass {MAX_SIZE:,}",
+            ),
+            (
+                self.wavenet_dilation_rate
+                ** max(self.prior_encoder_num_wavenet_layers, self.posterior_encoder_num_wavenet_layers)
+                <= MAX_SIZE,
+                f"wavenet_dilation_rate {self.wavenet_dilation_rate} makes dilations that pass {MAX_SIZE:,}",
+            ),
             (self.flow_size % 2 == 0, "flow_size must be even: the coupling layers halve it"),
             (
                 MIN_SPEAKING_RATE <= self.speaking_rate <= MAX_SPEAKING_RATE,
@@ -356,7 +376,9 @@ def _check_divisible(config: ModelConfig, name: str, *, by: str) -> None:
         raise ConfigError(f"{name} {value} is not divisible by {by} {divisor}")
 
 
-_MAY_BE_ZERO = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "speaker_embedding_size"})
+def _check_depth(num_layers: int) -> None:
+    if num_layers > MAX_LAYERS:
+        raise ConfigError(f"it describes {shorten(num_layers)} layers; no model has more than {MAX_LAYERS}")
 
 
 @functools.cache
@@ -364,32 +386,5 @@ def _types(config: type[ModelConfig]) -> Mapping[str, Any]:
     return typing.get_type_hints(config)
 
 
-def _coerce(name: str, value: Any, expected: Any) -> Any:
-    """Check a value against its field's type: a config.json can hold anything."""
-    if value is None and type(None) in typing.get_args(expected):
-        return None
-    if expected is bool or expected is str:
-        valid = isinstance(value, expected)
-    elif expected is float:
-        valid = _is_number(value) and 0 <= value < math.inf
-    elif typing.get_origin(expected) is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(_coerce(name, item, typing.get_args(expected)[0]) for item in value)
-        valid = False
-    else:
-        valid = _is_int(value) and (value > 0 or (value == 0 and (name in _MAY_BE_ZERO or "min_masks" in name)))
-    if not valid:
-        raise ConfigError(f"{name} is {value!r}, which is not a valid {getattr(expected, '__name__', expected)}")
-    return value
-
-
 def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

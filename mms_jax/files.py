@@ -1,27 +1,37 @@
-"""Small files of a checkpoint: JSON read without surprises, and any file written whole or not at all."""
+"""Small files of a checkpoint: JSON read and checked without surprises, and any file written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 import secrets
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from mms_jax.errors import CheckpointError, ConfigError
 
 MAX_JSON_BYTES = 64 << 20  # the 1,162 vocabularies of mms-1b-all take about 3 MB
+MAX_STRING_CHARS = 10_000  # of a key or value: the longest that anybody wrote is a template of a few thousand
 _KEY_CHARS_SHOWN = 40
+_NAMES_SHOWN = 20
+MAX_SIZE = 1 << 20  # of anything in a model: vocabularies have ten thousand, sampling rates 48,000
+_MAY_BE_ZERO = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "speaker_embedding_size"})
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def read_json(path: str | PathLike[str], *, error: type[CheckpointError] = ConfigError) -> dict[str, Any]:
     """Read a JSON object from a checkpoint's file.
 
     Raises:
-        error: the file is missing, over 64 MB, not JSON, not an object, or gives a key twice; the message names it.
+        error: the file is missing, over 64 MB, not JSON, not an object, gives a key twice or has a text of over 10,000
+            characters; the message names it.
     """
     try:
         size = Path(path).stat().st_size
@@ -45,7 +55,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         twice = next(key for key in values if keys.count(key) > 1)
         raise ValueError(f"the key {twice[:_KEY_CHARS_SHOWN]!r} appears twice in one object")
+    for key, value in pairs:
+        if max(len(key), _longest_text(value)) > MAX_STRING_CHARS:  # it would come back whole in messages
+            beginning = key if len(key) <= _KEY_CHARS_SHOWN else f"{key[:_KEY_CHARS_SHOWN]}…"
+            raise ValueError(f"a text of over {MAX_STRING_CHARS:,} characters at the key {beginning!r}")
     return values
+
+
+def _longest_text(value: Any) -> int:
+    """Of a value that is no object: objects have been looked through before."""
+    if isinstance(value, list):
+        return max(map(_longest_text, value), default=0)
+    return len(value) if isinstance(value, str) else 0
+
+
+def shorten(value: object) -> str:
+    """A value's ``repr``, or the beginning of it: what a file holds may be anything, a message is a line."""
+    return _SHORT.repr(value)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
@@ -75,3 +101,43 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             # a full disk names no file, the rest our temporary one
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def listed(names: list[str]) -> str:
+    """Names for a message, the first of many."""
+    shown = [name if name.isprintable() and len(name) < 80 else shorten(name) for name in names[:_NAMES_SHOWN]]
+    return ", ".join(shown) + (" …" if len(names) > _NAMES_SHOWN else "")
+
+
+def coerce(name: str, value: Any, expected: Any) -> Any:
+    """Check a config.json's value, which can be anything, against its field's type; lists become tuples.
+
+    Raises:
+        ConfigError: of another type, negative, infinite, or a size that no model has; the message names the field.
+    """
+    if value is None and type(None) in typing.get_args(expected):
+        return None
+    if expected is bool or expected is str:
+        valid = isinstance(value, expected)
+    elif expected is float:
+        valid = _is_number(value) and 0 <= value < math.inf
+    elif typing.get_origin(expected) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(coerce(name, item, typing.get_args(expected)[0]) for item in value)
+        valid = False
+    else:
+        least = 0 if name in _MAY_BE_ZERO or "min_masks" in name else 1
+        valid = _is_int(value) and least <= value
+    if not valid:
+        raise ConfigError(f"{name} is {shorten(value)}, which is not a valid {getattr(expected, '__name__', expected)}")
+    if _is_int(value) and value > MAX_SIZE:
+        raise ConfigError(f"{name} is {shorten(value)}; no model has more than {MAX_SIZE:,}")
+    return value
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
