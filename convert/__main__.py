@@ -69,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(conversion: Conversion) -> None:
     lines = [f"found: {conversion.kind}", *conversion.notes]
-    lines += [f"left out: {name} ({why})" for name, why in list(conversion.unused.items())[:4]]
-    lines += [f"left out: {len(conversion.unused) - 4} more; see {REPORT}"] if len(conversion.unused) > 4 else []
+    for why in dict.fromkeys(conversion.unused.values()):
+        names = [name for name, reason in conversion.unused.items() if reason == why]
+        lines.append(f"left out: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({why})")
     print("\n".join(lines), file=sys.stderr)
 
 

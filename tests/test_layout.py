@@ -147,8 +147,8 @@ def test_torch_is_imported_by_tests_and_benchmarks_only():
 
 
 def test_the_package_never_unpickles_or_runs_text():
-    assert _in_files(_files("mms_jax"), lambda tree: _forbidden_imports(tree, UNPICKLERS)) == []
-    assert _in_files(_files("mms_jax"), _runs_text_or_pickles) == []
+    assert _in_files(_files("mms_jax", "convert"), lambda tree: _forbidden_imports(tree, UNPICKLERS)) == []
+    assert _in_files(_files("mms_jax", "convert"), _runs_text_or_pickles) == []
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def bind_adapter(path: Path, config: Wav2Vec2Config) -> list[Binding]:
         CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
     """
     if path.suffix == ".bin":
-        raise CheckpointError(f"{path}: a pickle, which this library never opens; save it as safetensors first")
+        raise CheckpointError(f"{path}: a pickle, which this library never opens; `python -m convert` makes safetensors of it")
     tensors = read_header(path)
     head = tensors.get("lm_head.weight")
     vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
@@ -279,7 +279,7 @@ def find_adapter(source: Source, language: str) -> Path:
     path = source.find(adapter_filename(language))
     if path is None:
         pickled = f"adapter.{language}.bin"
-        remedy = f" ({pickled} is a pickle, which this library never opens)" if pickled in source.filenames() else ""
+        remedy = f" ({pickled} is a pickle, which this library never opens: `python -m convert` makes safetensors of it)" if pickled in source.filenames() else ""
         raise LanguageError(f"{language!r} has no {adapter_filename(language)} in {source.name}{remedy}")
     return path
 

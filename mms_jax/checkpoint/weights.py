@@ -35,8 +35,7 @@ def open_weights(source: Source) -> dict[str, TensorInfo]:
     # A hub repository is not searched for the pickles: that would fetch gigabytes only to refuse them.
     raise CheckpointError(
         f"{source.name}: neither {WEIGHTS} nor {INDEX} is there (found: {list_files(source)}). pytorch_model.bin is a "
-        "pickle, which this library never opens; "
-        "save it as safetensors first (transformers: model.save_pretrained(directory))"
+        "pickle, which this library never opens; `python -m convert` makes safetensors of it"
     )
 
 
