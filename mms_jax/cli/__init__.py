@@ -14,6 +14,7 @@ from typing import Any
 
 from mms_jax.cli.common import model_or_demo, warn
 from mms_jax.cli.demo_train import add_demo_train
+from mms_jax.cli.doctor import add_doctor
 from mms_jax.cli.identify import add_identify
 from mms_jax.cli.synthesize import add_synthesize
 from mms_jax.cli.train import add_train
@@ -25,7 +26,8 @@ from mms_jax.pipelines.compilation import program_cache
 from mms_jax.pipelines.demo import run_demo
 from mms_jax.pipelines.info import describe, model_languages
 
-_WITHOUT_MODEL = ("info", "languages")  # commands that compute nothing, so compile nothing
+# Commands that compute nothing, so compile nothing; and the doctor, who looks after the cache himself.
+_WITHOUT_CACHE = ("doctor", "info", "languages")
 
 _ALIKE = 0.7  # how much of a misspelt flag must be that of another one to ask whether it was meant
 
@@ -42,6 +44,7 @@ _EXAMPLES = """examples:
       --learning_rate 1e-3 --warmup_steps 100 --num_train_epochs 4 --do_train --do_eval
   mms-jax languages --task asr
   mms-jax info facebook/mms-1b-all
+  mms-jax doctor
 
 Compiled programs are kept in $MMS_JAX_CACHE_DIR (~/.cache/mms_jax); set it to nothing to keep none.
 """
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # a process of its own
         reuse_freed_memory()
     try:
-        with nullcontext() if options.command in _WITHOUT_MODEL else program_cache(warn):
+        with nullcontext() if options.command in _WITHOUT_CACHE else program_cache(warn):
             code = options.run(options)
         print(end="", flush=True)  # here, where a full disk is still an error and not lost at exit
         return code
@@ -133,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="identify and transcribe the bundled clips with the bundled models")
     demo.set_defaults(run=_demo)
     add_demo_train(commands)
+    add_doctor(commands)
     return parser
 
 

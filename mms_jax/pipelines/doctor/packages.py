@@ -1,0 +1,113 @@
+"""The packages: which versions are installed, and whether they are the ones that this release and jax ask for."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shlex
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+
+from mms_jax.pipelines.doctor.findings import Finding, ok, problem
+
+NAME = "mms-jax"
+SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes", "safetensors", "huggingface_hub")
+SHOWN_TOO = ("datasets", "soundfile", "soxr", "uroman")
+LOADED = ("jax", "jaxlib", "numpy")  # whose compiled parts must be those of the installed version
+PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt", "libtpu")
+WORD, ROMANIZED = "привет", "privet"
+
+
+def check_versions() -> Iterator[Finding]:
+    """What is installed, in two lines."""
+    yield ok(f"{NAME} {_version(NAME) or 'not installed'}; " + _versions(SHOWN))
+    plugins = [name for name in PLUGINS if _version(name)]
+    yield ok(_versions((*SHOWN_TOO, *plugins)))
+
+
+def check_requirements() -> Iterator[Finding]:
+    """Whether what is installed is what this release asks for."""
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        python = str(metadata.metadata(NAME).json.get("requires_python") or "")
+    except metadata.PackageNotFoundError:
+        yield problem(f"{NAME} runs from a folder but is not installed, so its requirements are not known", _SOURCE)
+        return
+    if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
+        yield problem(f"Python {platform.python_version()} runs, but {python} is needed", f"install Python {python}")
+    faults = list(_unmet(metadata.requires(NAME) or []))
+    yield from faults
+    if not faults:
+        yield ok(f"every package is in the range that {NAME} asks for")
+
+
+_SOURCE = "pip install -e .  # in the folder that holds pyproject.toml"
+
+
+def check_jaxlib() -> Iterator[Finding]:
+    """Whether jaxlib and the plugins for GPUs are those of this jax, and the ones that are loaded."""
+    from packaging.requirements import Requirement
+
+    installed = {"jaxlib", *(name for name in PLUGINS if _version(name))}
+    needed = [text for text in metadata.requires("jax") or [] if Requirement(text).name in installed]
+    faults = list(_unmet(needed, extras=("", "cuda12", "cuda13", "tpu")))
+    for fault in faults:
+        yield fault._replace(
+            text=f"{fault.text}, by jax {_version('jax')}", remedy=_install(f"jax=={_version('jax')}", upgrade=True)
+        )
+    for name in LOADED:
+        loaded = importlib.import_module(name).__version__
+        if loaded != _version(name):
+            yield problem(
+                f"{name} {loaded} is loaded, but {_version(name) or 'none'} is installed: there are two of it",
+                f"unset PYTHONPATH; pip uninstall -y {name}; pip install {name}",
+            )
+    if not faults:
+        yield ok(f"jaxlib {_version('jaxlib')} fits jax {_version('jax')}")
+
+
+def check_uroman() -> Iterator[Finding]:
+    """Whether text can be romanised, as the synthesis checkpoints of some languages need."""
+    from mms_jax.text.romanize import romanize
+
+    romanized = romanize(WORD)
+    if romanized == ROMANIZED:
+        yield ok(f"uroman romanises ({ROMANIZED})")
+    else:
+        yield problem(f"uroman spells {WORD!a} as {romanized!a}, not {ROMANIZED}", reinstall("uroman"))
+
+
+def reinstall(name: str) -> str:
+    """The command that puts a package back as it should be."""
+    return f"pip install --force-reinstall --no-deps {name}"
+
+
+def _unmet(requirements: Iterable[str], *, extras: Iterable[str] = ("",)) -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        version, wanted = _version(requirement.name), requirement.specifier
+        if version is None:
+            yield problem(f"{requirement.name} is not installed", _install(f"{requirement.name}{wanted}"))
+        elif not wanted.contains(version, prereleases=True):
+            text = f"{requirement.name} {version} is installed, but {wanted} is needed"
+            yield problem(text, _install(f"{requirement.name}{wanted}"))
+
+
+def _install(requirement: str, *, upgrade: bool = False) -> str:
+    return f"pip install {'--upgrade ' if upgrade else ''}{shlex.quote(requirement)}"
+
+
+def _versions(names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {_version(name) or 'not installed'}" for name in names)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
