@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -87,20 +87,7 @@ def to_huggingface(tensors: Mapping[str, Tensor], names: Sequence[Name], *, sour
     Raises:
         ConversionError: no rule for a tensor, an axis that it should have is not there, or two get one name.
     """
-    table = _Table(names, forward=True)
-    parts, unknown = [], []
-    for name, tensor in tensors.items():
-        found = table.find(name)
-        if found is None:
-            unknown.append(name)
-            continue
-        target, way = found
-        shape = way.forward(tuple(tensor.shape))
-        if shape is None:
-            raise ConversionError(f"{source}: {name} has shape {list(tensor.shape)}; expected {way.value}")
-        parts.append(Part(target, (name,), tensor.dtype, shape, _reader(tensor, shape)))
-    _check(parts, unknown, source)
-    return parts
+    return _renamed(tensors, _Table(names, forward=True), Way.forward, source)
 
 
 def to_original(tensors: Mapping[str, Tensor], names: Sequence[Name], *, source: str) -> list[Part]:
@@ -109,7 +96,15 @@ def to_original(tensors: Mapping[str, Tensor], names: Sequence[Name], *, source:
     Raises:
         ConversionError: no rule for a tensor.
     """
-    table = _Table(names, forward=False)
+    return _renamed(tensors, _Table(names, forward=False), Way.back, source)
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor],
+    table: _Table,
+    reshaped: Callable[[Way, tuple[int, ...]], tuple[int, ...] | None],
+    source: str,
+) -> list[Part]:
     parts, unknown = [], []
     for name, tensor in tensors.items():
         found = table.find(name)
@@ -117,7 +112,9 @@ def to_original(tensors: Mapping[str, Tensor], names: Sequence[Name], *, source:
             unknown.append(name)
             continue
         target, way = found
-        shape = way.back(tuple(tensor.shape))
+        shape = reshaped(way, tuple(tensor.shape))
+        if shape is None:
+            raise ConversionError(f"{source}: {name} has shape {list(tensor.shape)}; expected {way.value}")
         parts.append(Part(target, (name,), tensor.dtype, shape, _reader(tensor, shape)))
     _check(parts, unknown, source)
     return parts
