@@ -42,7 +42,8 @@ def check_compilation_cache() -> Iterator[Finding]:
 
 def _refused(error: CacheError) -> Finding:
     """What others can write is a problem; a folder that cannot be had only costs time."""
-    text = f"no programs are kept, so every run compiles anew: {error}"
+    reason = str(error).partition("; ")[0]  # after which it says what helps, in words
+    text = f"no programs are kept, so every run compiles anew: {reason}"
     path = Path(str(error).partition(": ")[0])
     try:
         info = path.lstat()
@@ -74,12 +75,15 @@ def check_hub_cache() -> Iterator[Finding]:
     from huggingface_hub import constants  # here, because importing it takes a tenth of a second
 
     folder = Path(constants.HF_HUB_CACHE)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # By os.path: pathlib raises where the way to a folder is closed.
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        path for path in (folder, *folder.parents) if os.path.exists(path)
+    )  # which, unlike pathlib's, is no error behind a closed folder
     if (why := _unwritable(there)) is not None:
         yield warning(f"{folder}: cannot be written ({why}), so no checkpoint can be fetched", HUB_ELSEWHERE)
     else:
         yield from _disk(there, HUB_ELSEWHERE)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield ok(f"{folder}: no checkpoint was fetched yet")
         return
     yield from _checkpoints(folder)

@@ -20,8 +20,8 @@ WORD, ROMANIZED = "привет", "privet"
 
 def check_versions() -> Iterator[Finding]:
     """What is installed, in two lines."""
-    yield ok(f"{NAME} {_version(NAME) or 'not installed'}; " + _versions(SHOWN))
-    plugins = [name for name in PLUGINS if _version(name)]
+    yield ok(f"{NAME} {version(NAME) or 'not installed'}; " + _versions(SHOWN))
+    plugins = [name for name in PLUGINS if version(name)]
     yield ok(_versions((*SHOWN_TOO, *plugins)))
 
 
@@ -49,22 +49,24 @@ def check_jaxlib() -> Iterator[Finding]:
     """Whether jaxlib and the plugins for GPUs are those of this jax, and the ones that are loaded."""
     from packaging.requirements import Requirement
 
-    installed = {"jaxlib", *(name for name in PLUGINS if _version(name))}
-    needed = [text for text in metadata.requires("jax") or [] if Requirement(text).name in installed]
-    faults = list(_unmet(needed, extras=("", "cuda12", "cuda13", "tpu")))
+    plugins = {name for name in PLUGINS if version(name)}
+    needed = [Requirement(text) for text in metadata.requires("jax") or []]
+    # For jaxlib what holds without extras; what is an extra's, holds once it is installed.
+    asked = [str(r) for r in needed if r.name in plugins or (r.name == "jaxlib" and r.marker is None)]
+    faults = list(_unmet(asked, extras=("", "cuda12", "cuda13", "tpu")))
     for fault in faults:
         yield fault._replace(
-            text=f"{fault.text}, by jax {_version('jax')}", remedy=_install(f"jax=={_version('jax')}", upgrade=True)
+            text=f"{fault.text}, by jax {version('jax')}", remedy=_install(f"jax=={version('jax')}", upgrade=True)
         )
     for name in LOADED:
         loaded = importlib.import_module(name).__version__
-        if loaded != _version(name):
+        if loaded != version(name):
             yield problem(
-                f"{name} {loaded} is loaded, but {_version(name) or 'none'} is installed: there are two of it",
+                f"{name} {loaded} is loaded, but {version(name) or 'none'} is installed: there are two of it",
                 f"unset PYTHONPATH; pip uninstall -y {name}; pip install {name}",
             )
     if not faults:
-        yield ok(f"jaxlib {_version('jaxlib')} fits jax {_version('jax')}")
+        yield ok(f"jaxlib {version('jaxlib')} fits jax {version('jax')}")
 
 
 def check_uroman() -> Iterator[Finding]:
@@ -90,11 +92,11 @@ def _unmet(requirements: Iterable[str], *, extras: Iterable[str] = ("",)) -> Ite
         marker = requirement.marker
         if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras):
             continue
-        version, wanted = _version(requirement.name), requirement.specifier
-        if version is None:
+        found, wanted = version(requirement.name), requirement.specifier
+        if found is None:
             yield problem(f"{requirement.name} is not installed", _install(f"{requirement.name}{wanted}"))
-        elif not wanted.contains(version, prereleases=True):
-            text = f"{requirement.name} {version} is installed, but {wanted} is needed"
+        elif not wanted.contains(found, prereleases=True):
+            text = f"{requirement.name} {found} is installed, but {wanted} is needed"
             yield problem(text, _install(f"{requirement.name}{wanted}"))
 
 
@@ -103,10 +105,11 @@ def _install(requirement: str, *, upgrade: bool = False) -> str:
 
 
 def _versions(names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {_version(name) or 'not installed'}" for name in names)
+    return ", ".join(f"{name} {version(name) or 'not installed'}" for name in names)
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Which version of a package is installed, if any."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

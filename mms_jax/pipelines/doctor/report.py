@@ -12,18 +12,19 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import mms_jax
 from mms_jax.errors import MMSError
 from mms_jax.pipelines.doctor.caches import ELSEWHERE, check_compilation_cache, check_hub_cache
 from mms_jax.pipelines.doctor.devices import check_devices, check_unused_gpu
 from mms_jax.pipelines.doctor.findings import Finding, Status, discreet, problem
 from mms_jax.pipelines.doctor.machine import check_environment, check_memory, check_processor, check_system
 from mms_jax.pipelines.doctor.packages import (
+    NAME,
     check_jaxlib,
     check_requirements,
     check_uroman,
     check_versions,
     reinstall,
+    version,
 )
 from mms_jax.pipelines.doctor.selftest import check_accelerator, check_demo, check_products
 from mms_jax.pipelines.doctor.sound import CODECS, REINSTALL, check_libsndfile, codec_check
@@ -92,7 +93,7 @@ class Report(NamedTuple):
         """The same for programs and bug reports."""
         fields = ("section", "status", "text", "remedy")
         findings = [{name: getattr(finding, name) for name in fields} for finding in self.findings]
-        about = {"mms_jax": mms_jax.__version__, "status": self.status, "seconds": round(self.seconds, 2)}
+        about = {"mms_jax": version(NAME), "status": self.status, "seconds": round(self.seconds, 2)}
         return json.dumps({**about, "findings": findings}, indent=1)
 
     def _summary(self) -> str:
@@ -101,7 +102,7 @@ class Report(NamedTuple):
         )
         counts = " and ".join(_count(*part) for part in ((problems, "problem"), (warnings, "warning")) if part[0])
         found = f"{counts}; -> is what to do" if counts else "nothing is wrong"
-        return f"mms_jax {mms_jax.__version__}: {found} ({self.seconds:.1f} s)"
+        return f"{NAME} {version(NAME) or 'not installed'}: {found} ({self.seconds:.1f} s)"
 
 
 def examine(checks: Sequence[Check] = CHECKS) -> Report:
