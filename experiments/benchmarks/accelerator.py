@@ -36,9 +36,10 @@ from experiments.benchmarks.accelerator_works import (
 )
 from experiments.benchmarks.device import add_arguments, environment, limits, prepare
 from experiments.benchmarks.report import DifferenceError, Report
-from mms_jax.config import VitsConfig
+from mms_jax.config import VitsConfig, Wav2Vec2Config
 from mms_jax.ctc import ctc_loss
 from mms_jax.models import Wav2Vec2ForCTC
+from mms_jax.models.trees import merge_trees, split_adapter
 from mms_jax.models.vits.decoder import Decoder
 
 # Largest difference to float32 on the CPU, relative to the largest value. float32: order of summation through 4 layers.
@@ -104,6 +105,9 @@ def check(size: str) -> None:
     expected, valid = _logits(size, "float32", cpu)
     for dtype in ("float32", "bfloat16"):
         _agree(f"logits, {dtype}", _logits(size, dtype, device)[0][valid], expected[valid], TOLERANCE[dtype])
+    (mixed, _), (others, _) = (_logits(size, "float32", where, sets=2) for where in (cpu, device))
+    _agree("logits of two languages in a batch, float32", others[valid], mixed[valid], TOLERANCE["float32"])
+    _agree("gradient of an adapter, float32", _gradient(size, device), _gradient(size, cpu), TOLERANCE["float32"])
     loss, gradient = _loss(expected, valid, cpu)
     own_loss, own_gradient = _loss(expected, valid, device)
     _agree("CTC loss", own_loss, loss, TOLERANCE["float32"])
@@ -111,13 +115,36 @@ def check(size: str) -> None:
     _agree("samples of VITS' decoder, float32", _speech(device), _speech(cpu), TOLERANCE["float32"])
 
 
-def _logits(size: str, dtype: str, device: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Of two rows, long enough for cuDNN, through four layers; and which of their frames are valid."""
-    config = model_config(size, num_hidden_layers=min(4, SIZES[size]["num_hidden_layers"]))
+def _few_layers(size: str) -> Wav2Vec2Config:
+    return model_config(size, num_hidden_layers=min(4, SIZES[size]["num_hidden_layers"]))
+
+
+def _samples() -> tuple[np.ndarray, np.ndarray]:
+    """Two rows, long enough for cuDNN, and which of their samples are valid."""
     samples = np.random.default_rng(1).normal(size=(2, 12 * RATE)).astype(np.float32)
-    mask = np.arange(samples.shape[1]) < np.array([[12 * RATE], [7 * RATE]])
-    tree = jax.device_get(random_params(config, "float32", scan=False))
-    module = Wav2Vec2ForCTC(config, jnp.dtype(dtype))
+    return samples, np.arange(samples.shape[1]) < np.array([[12 * RATE], [7 * RATE]])
+
+
+def _gradient(size: str, device: Any) -> np.ndarray:
+    """Of the sum of squared logits, for all leaves of an adapter, through frozen layers as training has them."""
+    config = _few_layers(size)
+    base, adapter = split_adapter(jax.device_get(random_params(config, "float32", scan=False)))
+    module = Wav2Vec2ForCTC(config)
+
+    def loss(adapter: Any, base: Any, samples: jax.Array, mask: jax.Array) -> jax.Array:
+        output: Any = module.apply({"params": merge_trees(base, adapter)}, samples, mask)
+        return jnp.where(output.frame_mask[..., None], output.logits**2, 0).sum()
+
+    gradient = jax.jit(jax.grad(loss))(*jax.device_put((adapter, base, *_samples()), device))
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(gradient))])
+
+
+def _logits(size: str, dtype: str, device: Any, *, sets: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Of two rows through four layers, with ``sets`` of adapters if they are languages; which frames are valid."""
+    config = _few_layers(size)
+    samples, mask = _samples()
+    tree = jax.device_get(random_params(config, "float32", scan=False, sets=sets))
+    module = Wav2Vec2ForCTC(config, jnp.dtype(dtype), num_adapters=sets)
 
     def apply(tree: Any, samples: jax.Array, mask: jax.Array) -> Any:
         output: Any = module.apply({"params": tree}, samples, mask)

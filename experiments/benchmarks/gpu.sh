@@ -54,12 +54,12 @@ step asr 150 asr --size "$size" --seconds $clips --batch 1 $batch --dtypes bfloa
     --output "$out/asr.json"
 step tts 90 tts --rounds 5 --output "$out/tts.json"
 step train 120 train --size "$train" --rounds 3
-# XLA's flags one at a time, on the batch of the first step
-for flag in xla_gpu_enable_cublaslt=true xla_gpu_enable_triton_gemm=false xla_gpu_cudnn_gemm_fusion_level=2; do
+# XLA's flags one at a time, and none beside them, on the first step's first batch
+for flag in "" xla_gpu_enable_cublaslt=true xla_gpu_enable_triton_gemm=false xla_gpu_cudnn_gemm_fusion_level=2; do
     [ "$device" = gpu ] || continue
-    export XLA_FLAGS=--$flag
-    step "${flag//[^a-z0-9]/-}" 60 accelerator --size "$size" --parts first --rounds 10 --no-check \
-        --output "$out/${flag//[^a-z0-9]/-}.json"
+    name=${flag:-no-flags} name=${name//[^a-z0-9]/-}
+    if [ -n "$flag" ]; then export XLA_FLAGS=--$flag; fi
+    step "$name" 40 accelerator --size "$size" --parts first --rounds 10 --no-check --output "$out/$name.json"
     unset XLA_FLAGS
 done
 
