@@ -188,6 +188,15 @@ def test_a_disk_that_takes_nothing_or_is_full_is_a_warning(programs, monkeypatch
     assert "100 MB free" in bad(caches.check_compilation_cache).text
 
 
+def test_a_cache_that_jax_was_given_is_looked_at_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(caches, "enable_compilation_cache", lambda: tmp_path)
+    assert {finding.status for finding in found(caches.check_compilation_cache)} == {Status.OK}
+    tmp_path.chmod(0o777)
+    assert bad(caches.check_compilation_cache).remedy == "unset JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setattr(caches, "enable_compilation_cache", lambda: tmp_path / "absent")
+    assert only(caches.check_compilation_cache).status == Status.OK
+
+
 def test_no_cache_by_choice_is_a_warning(monkeypatch):
     monkeypatch.setenv("MMS_JAX_CACHE_DIR", "")
     assert only(caches.check_compilation_cache).remedy == "unset MMS_JAX_CACHE_DIR"

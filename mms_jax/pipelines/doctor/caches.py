@@ -58,6 +58,9 @@ def _refused(error: CacheError) -> Finding:
 
 
 def _kept(folder: Path, limit: int) -> Iterator[Finding]:
+    if not os.path.isdir(folder):  # one that jax was given: it makes it, or it is a bucket
+        yield ok(f"{folder}: jax's own setting, and not a folder that is there")
+        return
     info = folder.stat()
     entries = list(folder.glob("*-cache"))
     total = sum(_size(entry) for entry in entries)
@@ -77,8 +80,6 @@ def check_hub_cache() -> Iterator[Finding]:
     folder = Path(constants.HF_HUB_CACHE)
     # By os.path: pathlib raises where the way to a folder is closed.
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-        path for path in (folder, *folder.parents) if os.path.exists(path)
-    )  # which, unlike pathlib's, is no error behind a closed folder
     if (why := _unwritable(there)) is not None:
         yield warning(f"{folder}: cannot be written ({why}), so no checkpoint can be fetched", HUB_ELSEWHERE)
     else:
