@@ -244,9 +244,20 @@ def test_a_source_folder_that_is_not_installed_is_found(monkeypatch):
     assert "pip install -e ." in only(packages.check_requirements).remedy
 
 
-def test_a_uroman_that_spells_otherwise_is_found(monkeypatch):
-    monkeypatch.setattr("mms_jax.text.romanize.romanize", lambda word: word)
-    assert bad(packages.check_uroman).remedy.startswith("pip install --force-reinstall")
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("print('pryvit')", "as pryvit, not salaame"),
+        ("import not_there", "No module named 'not_there'"),
+        ("import os; os.abort()", "exit code -6"),
+    ],
+)
+def test_a_uroman_that_spells_otherwise_or_fails_is_found(monkeypatch, program, text):
+    monkeypatch.setattr(packages, "ROMANIZE", program)
+    finding = bad(packages.check_uroman)
+    assert finding.status == Status.PROBLEM
+    assert text in finding.text
+    assert finding.remedy.startswith("pip install --force-reinstall")
 
 
 # --- audio -----------------------------------------------------------------------------------------------------------

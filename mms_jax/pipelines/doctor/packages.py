@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import platform
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 
@@ -15,7 +17,10 @@ SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtyp
 SHOWN_TOO = ("datasets", "soundfile", "soxr", "uroman")
 LOADED = ("jax", "jaxlib", "numpy")  # whose compiled parts must be those of the installed version
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt", "libtpu")
-WORD, ROMANIZED = "привет", "privet"
+WORDS, ROMANIZED = "ሰላም नमस्ते привет 中国 二十三", "salaame namaste privet zhongguo 23"  # each by another of its tables
+# Without mms_jax, whose imports would take another second; in ASCII, whatever the locale.
+ROMANIZE = f"from uroman import Uroman; print(ascii(Uroman().romanize_string({WORDS!a}))[1:-1])"
+SECONDS = 60.0  # for a process that takes two
 
 
 def check_versions() -> Iterator[Finding]:
@@ -70,14 +75,20 @@ def check_jaxlib() -> Iterator[Finding]:
 
 
 def check_uroman() -> Iterator[Finding]:
-    """Whether text can be romanised, as the synthesis checkpoints of some languages need."""
-    from mms_jax.text.romanize import romanize
+    """Whether text can be romanised, as the synthesis checkpoints of some languages need.
 
-    romanized = romanize(WORD)
-    if romanized == ROMANIZED:
+    In a process of its own: uroman reads its tables for two seconds, which in a thread would hold up all others.
+    """
+    command = [sys.executable, "-c", ROMANIZE]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    romanized = run.stdout.strip()
+    if run.returncode != 0:
+        why = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+        yield problem(f"no text can be romanised: {why}", reinstall("uroman"))
+    elif romanized == ROMANIZED:
         yield ok(f"uroman romanises ({ROMANIZED})")
     else:
-        yield problem(f"uroman spells {WORD!a} as {romanized!a}, not {ROMANIZED}", reinstall("uroman"))
+        yield problem(f"uroman spells {WORDS!a} as {romanized}, not {ROMANIZED}", reinstall("uroman"))
 
 
 def reinstall(name: str) -> str:

@@ -43,7 +43,7 @@ class Check(NamedTuple):
     name: str
     run: Callable[[], Iterable[Finding]]
     remedy: str
-    aside: bool = False  # whether it runs beside the others, from the start: it takes seconds and touches nothing
+    aside: bool = False  # whether it runs beside the others, from the start: it is another process, which takes seconds
 
 
 _REPORT = "report it with the output of mms-jax doctor --format json"
