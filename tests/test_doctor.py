@@ -166,6 +166,7 @@ def test_a_remedy_stays_in_one_line_to_be_copied():
         ("in /home/someone/models", "in ~/models"),
         ("'/home/someone'", "'~'"),
         ("/home/someone-else/x and /mnt/home/someone", "/home/someone-else/x and /mnt/home/someone"),
+        ("by https://me:secret@mirror.example/x", f"by https://{HIDDEN}@mirror.example/x"),
         (f"got {TOKEN}", f"got {HIDDEN}"),
         ("key is abcdef123", f"key is {HIDDEN}"),
         ("two\nlines", "two lines"),

@@ -5,9 +5,9 @@ import subprocess
 from importlib import metadata
 from types import SimpleNamespace
 
-import huggingface_hub
 import jax
 import pytest
+from huggingface_hub import constants
 
 import mms_jax
 from mms_jax.pipelines.doctor import caches, devices, machine
@@ -206,7 +206,7 @@ def test_no_cache_by_choice_is_a_warning(monkeypatch):
 def hub(monkeypatch, tmp_path):
     """A cache of the hub with one checkpoint that is whole, one without weights, and what is not of MMS."""
     folder = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     demo = mms_jax.DEMO_MODEL
     for repo, files in (
         ("a--mms-whole", ("config.json", "model.safetensors")),
@@ -248,7 +248,7 @@ def test_a_damaged_folder_of_mms_is_told_and_others_are_not(hub):
 
 def test_a_cache_of_the_hub_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     finding = bad(caches.check_hub_cache)
     assert finding.status == Status.WARNING
     assert finding.remedy.startswith("export HF_HOME=")
