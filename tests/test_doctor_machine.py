@@ -12,6 +12,7 @@ from huggingface_hub import constants
 import mms_jax
 from mms_jax.pipelines.doctor import caches, devices, machine
 from mms_jax.pipelines.doctor.findings import Status
+from mms_jax.pipelines.doctor.report import CHECKS
 from tests.doctor_findings import bad, found, only
 
 SOMEONE_ELSE = 12_345  # a user id
@@ -64,15 +65,19 @@ def test_a_gpu_is_found_by_nvidia_smi_where_the_driver_has_no_folder(monkeypatch
     assert devices.nvidia_gpus() == []
 
 
-def test_a_platform_that_cannot_be_had_is_a_problem(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()])
+def test_a_platform_that_cannot_be_had_is_a_problem_of_every_check_that_needs_a_device(monkeypatch, error):
     def none():
-        raise RuntimeError("Unable to initialize backend 'cuda'")
+        raise error
 
     monkeypatch.setattr(jax, "devices", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    finding = only(devices.check_devices)
-    assert finding.status == Status.PROBLEM
-    assert finding.remedy == "unset JAX_PLATFORMS"
+    needing = [check for check in CHECKS if check.section == "Self-test"]
+    for check in (devices.check_devices, *(check.run for check in needing)):
+        finding = only(check)
+        assert finding.status == Status.PROBLEM
+        assert "no device" in finding.text
+        assert finding.remedy == "unset JAX_PLATFORMS"
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,40 @@ INSTALL = "pip install --upgrade 'mms-jax[cuda]'"
 
 def check_devices() -> Iterator[Finding]:
     """Every device of the default backend, with its memory."""
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # of jax, for a platform that was asked for and cannot be had
-        chosen = os.environ.get("JAX_PLATFORMS")
-        yield problem(
-            f"jax has no device{f' with JAX_PLATFORMS={chosen}' if chosen else ''}: {error}",
-            "unset JAX_PLATFORMS" if chosen else INSTALL,
-        )
+    if (fault := _fault()) is not None:
+        yield fault
         return
+    devices = jax.devices()
     names = [f"{device.platform}:{device.id} {device.device_kind}{_memory(device)}" for device in devices]
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     yield ok(f"jax computes on {', '.join(names)}{processes}")
+
+
+def with_device(check: Callable[[], Iterable[Finding]]) -> Callable[[], Iterator[Finding]]:
+    """The check, which is not made where jax has no device: then it could only say so in other words."""
+
+    def run() -> Iterator[Finding]:
+        if (fault := _fault()) is None:
+            yield from check()
+        else:
+            yield problem("not made, as jax has no device", fault.remedy)
+
+    return run
+
+
+def _fault() -> Finding | None:
+    """What is wrong if jax has no device."""
+    try:
+        jax.devices()
+    except (
+        AssertionError,
+        RuntimeError,
+    ) as error:  # of jax 0.10, for a platform without its plugin, or without a device
+        chosen = os.environ.get("JAX_PLATFORMS")
+        why = str(error) or type(error).__name__
+        asked = f" with JAX_PLATFORMS={chosen}" if chosen else ""
+        return problem(f"jax has no device{asked} ({why})", "unset JAX_PLATFORMS" if chosen else INSTALL)
+    return None
 
 
 def _memory(device: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mms_jax.errors import MMSError
 from mms_jax.pipelines.doctor.caches import ELSEWHERE, check_compilation_cache, check_hub_cache
-from mms_jax.pipelines.doctor.devices import check_devices, check_unused_gpu
+from mms_jax.pipelines.doctor.devices import check_devices, check_unused_gpu, with_device
 from mms_jax.pipelines.doctor.findings import Finding, Status, discreet, problem
 from mms_jax.pipelines.doctor.machine import check_environment, check_memory, check_processor, check_system
 from mms_jax.pipelines.doctor.packages import (
@@ -63,9 +63,9 @@ CHECKS = (
     Check("Checkpoints from the hub", "hub cache", check_hub_cache, "pip install --upgrade huggingface_hub"),
     Check("Audio", "libsndfile", check_libsndfile, REINSTALL),
     *(Check("Audio", codec.name, codec_check(codec), REINSTALL) for codec in CODECS),
-    Check("Self-test", "demo", check_demo, _MMS_JAX),
-    Check("Self-test", "products", check_products, "pip install --force-reinstall jax jaxlib"),
-    Check("Self-test", "accelerator", check_accelerator, "JAX_PLATFORMS=cpu mms-jax doctor  # is it the device?"),
+    Check("Self-test", "demo", with_device(check_demo), _MMS_JAX),
+    Check("Self-test", "products", with_device(check_products), "pip install --force-reinstall jax jaxlib"),
+    Check("Self-test", "accelerator", with_device(check_accelerator), "JAX_PLATFORMS=cpu mms-jax doctor"),
 )
 
 
