@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 from convert.conversion import Conversion, ConversionError, Part
 from convert.torch_writer import write_torch_file
 from mms_jax.checkpoint.tensors import TensorSource, write_tensors
-from mms_jax.files import write_json
+from mms_jax.files import atomic_write, write_json
 
 REPORT = "report.json"
 _BLOCK = 1 << 24
@@ -43,12 +44,26 @@ def write(conversion: Conversion, out: Path, *, source: str, check: Callable[[Pa
     try:
         report = _write_files(conversion, partial, source)
         check(partial)
-        write_json(partial / REPORT, report)
+        with atomic_write(partial / REPORT) as file:
+            file.writelines(line.encode() for line in _report_lines(report))
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial)
         raise
     return report
+
+
+def _report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """JSON with a line for each tensor: of all languages of MMS there are 340,000."""
+    opening = "{\n"
+    for key, value in report.items():
+        yield f"{opening}{json.dumps(key)}: "
+        opening = ",\n"
+        if isinstance(value, list) and value:
+            yield "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in value) + "\n]"
+        else:
+            yield json.dumps(value, indent=1, ensure_ascii=False)
+    yield "\n}\n"
 
 
 def _write_files(conversion: Conversion, directory: Path, source: str) -> dict[str, Any]:
