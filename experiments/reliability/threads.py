@@ -2,13 +2,13 @@
 
     nice -n 10 .venv/bin/python -m experiments.reliability.threads --minutes 10 --threads 32
 
-Pieces of the bundled clips are heard one by one by the bundled model, in their languages and with ``language="auto"``.
-Then, after a warm-up, threads ask for random lists of one to eight of them: languages mixed, some identified, some
+Pieces of the bundled clips, of half a second and of one, are heard alone by the bundled model, a third of them with
+``language="auto"``. Then threads ask for random lists of one to eight of them: languages mixed, some identified, some
 items bad (truncated, not there, NaN, a language nobody has), with and without timestamps, by path, bytes and array.
 Memory for two adapters of four is given, so that languages leave and come back all the time. What must hold:
 
 - every text, language and error is what it is alone; words begin and end where they do alone;
-- nothing is compiled after the warm-up;
+- nothing is compiled, once a hundred requests in one thread had nothing compiled;
 - resident memory grows by no more than 1 MB a minute: a line through its course in the second half.
 
 FIGURES
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import soundfile
 
 import mms_jax
 from mms_jax import SpeechRecognizer
@@ -41,7 +43,8 @@ MB = 1 << 20
 MAX_SLOPE = 1.0  # MB a minute
 MAX_ITEMS = 8
 BATCH = 2
-LONGEST = 1.0  # seconds; audio beyond goes in windows of this
+SIZES = (8_000, 16_000)  # samples of good items: few, as each shape of batch takes seconds to compile
+QUIET = 100  # requests without a compilation, after which there is none to come
 FITTING = 2.5  # adapters in memory: two of four
 EVERY = 1.0  # seconds between looks at the memory
 
@@ -73,23 +76,21 @@ class Course:
 
 
 def make_items(folder: Path) -> list[Item]:
-    """Pieces of clips in all forms and languages, and bad items."""
-    clips = demo_clips()
-    items = [Item(clip.path, clip.language) for clip in clips]
-    rng = np.random.default_rng(0)
-    for clip in clips:
+    """Pieces of clips as paths, bytes, arrays and arrays of another rate, in all languages, and bad items."""
+    items = []
+    for number, clip in enumerate(demo_clips()):
         samples = load_audio(clip.path)
-        for _ in range(3):
-            begin, end = sorted(rng.integers(0, len(samples), 2).tolist())
-            items += [Item(samples[begin:end], clip.language), Item(samples[begin:end], AUTO)]
-        items += [Item(clip.path.read_bytes(), AUTO), Item((samples[::2], SAMPLING_RATE // 2), clip.language)]
-    content = clips[0].path.read_bytes()
-    bad = [content[: len(content) // 2], b"no audio", folder / "absent.wav", np.full(9_000, np.nan, np.float32), None]
-    return [
-        *items,
-        *(Item(audio, language) for audio in bad for language in ("eng", AUTO)),
-        Item(clips[1].path, "xx-no"),
-    ]
+        for size in SIZES:
+            for start in range(0, len(samples) - size, size):
+                piece = samples[start : start + size]
+                path = folder / f"{number}-{start}-{size}.wav"
+                soundfile.write(path, piece, SAMPLING_RATE, subtype="FLOAT")
+                forms = (path, path.read_bytes(), piece, (np.repeat(piece, 2), 2 * SAMPLING_RATE))
+                items.append(Item(forms[len(items) % 4], AUTO if len(items) % 3 == 0 else clip.language))
+    cut = next(folder.iterdir()).read_bytes()[:-1000]
+    bad = [cut, b"no audio", folder / "absent.wav", np.full(9_000, np.nan, np.float32), None]
+    items += [Item(audio, language) for audio in bad for language in ("eng", AUTO)]
+    return [*items, Item(np.ones(SIZES[0], np.float32), "xx-no")]
 
 
 def hear(asr: SpeechRecognizer, items: Sequence[Item], *, words: bool) -> list[Heard]:
@@ -99,7 +100,6 @@ def hear(asr: SpeechRecognizer, items: Sequence[Item], *, words: bool) -> list[H
         language=[item.language for item in items],
         timestamps="word" if words else None,
         batch_size=BATCH,
-        chunk_length_s=LONGEST,
     )
     return [_heard(result) for result in results]
 
@@ -108,7 +108,7 @@ def _heard(result: Any) -> Heard:
     if result.error is not None:
         assert isinstance(result.error, MMSError), repr(result.error)
         return Heard("", None, (), f"{type(result.error).__name__}: {result.error}")
-    words = tuple((word.text, word.start, word.end) for word in result.words or ())
+    words = tuple((word.text, word.start, word.end) for word in (result.words if result.times else ()))
     return Heard(result.text, result.language, words, None)
 
 
@@ -132,6 +132,15 @@ def ask(asr: SpeechRecognizer, items: Sequence[Item], alone: Sequence[Heard], co
                 for number, ours, theirs in zip(numbers, found, expected, strict=True)
                 if ours != theirs
             ]
+
+
+def warm_up(asr: SpeechRecognizer, items: Sequence[Item], compilations: list[float]) -> None:
+    """Random requests, one by one, until nothing has been compiled for long."""
+    rng, quiet = random.Random(-1), 0
+    while quiet < QUIET:
+        before = len(compilations)
+        hear(asr, rng.choices(items, k=rng.randint(1, MAX_ITEMS)), words=rng.random() < 0.5)
+        quiet = quiet + 1 if len(compilations) == before else 0
 
 
 def compiled() -> list[float]:
@@ -168,11 +177,17 @@ def main(arguments: list[str] | None = None) -> None:
     mms_jax.reuse_freed_memory()
     adapter = max(path.stat().st_size for path in mms_jax.DEMO_MODEL.glob("adapter.*"))
     asr = mms_jax.load_asr(mms_jax.DEMO_MODEL, lid=mms_jax.DEMO_LID, adapter_memory=int(FITTING * adapter))
-    items = make_items(mms_jax.DEMO_MODEL)
-    shapes = asr.warmup(languages=[*asr.languages, AUTO], max_duration=LONGEST, batch_size=BATCH)
-    print(f"{shapes} shapes compiled", flush=True)
-    alone = [hear(asr, [item], words=True)[0] for item in items]
     compilations = compiled()
+    with tempfile.TemporaryDirectory(prefix="pieces-") as folder:
+        sys.exit(run(asr, make_items(Path(folder)), compilations, options))
+
+
+def run(asr: SpeechRecognizer, items: Sequence[Item], compilations: list[float], options: argparse.Namespace) -> bool:
+    """Hear each item alone, then all in threads; whether there was a fault."""
+    alone = [hear(asr, [item], words=True)[0] for item in items]
+    warm_up(asr, items, compilations)
+    print(f"{len(items)} items heard alone; {len(compilations)} compilations to begin with", flush=True)
+    compilations.clear()
     course, begun = Course(), time.monotonic()
     until = begun + 60 * options.minutes
     threads = [
@@ -187,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     report(course, options, len(set(alone)))
     print(f"{len(course.mismatches)} mismatches, {len(compilations)} compilations, {grows:+.2f} MB a minute")
     print("\n".join(course.mismatches[:10]))
-    sys.exit(bool(course.mismatches or compilations) or (grows > MAX_SLOPE and not options.any_slope))
+    return bool(course.mismatches or compilations) or (grows > MAX_SLOPE and not options.any_slope)
 
 
 def report(course: Course, options: argparse.Namespace, different: int) -> None:
