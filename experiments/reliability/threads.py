@@ -11,13 +11,19 @@ Memory for two adapters of four is given, so that languages leave and come back 
 - nothing is compiled, once a hundred requests in one thread had nothing compiled;
 - resident memory grows by no more than 1 MB a minute: a line through its course in the second half.
 
-FIGURES
+On two shared cores, with ``--minutes 2.2``:
+
+    4427 requests of 19642 items, 2507 of them errors; 82 different results; 437 MB at first, 460 MB at last
+    0 mismatches, 0 compilations, +1.73 MB a minute
+
+The slope is over its limit: 2.2 minutes (and 5, which gave +1.77) may still be the warm-up; 10 were not run yet.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -107,7 +113,8 @@ def hear(asr: SpeechRecognizer, items: Sequence[Item], *, words: bool) -> list[H
 def _heard(result: Any) -> Heard:
     if result.error is not None:
         assert isinstance(result.error, MMSError), repr(result.error)
-        return Heard("", None, (), f"{type(result.error).__name__}: {result.error}")
+        reason = re.sub(r"\bitem \d+: ", "", str(result.error))  # its place in the list
+        return Heard("", None, (), f"{type(result.error).__name__}: {reason}")
     words = tuple((word.text, word.start, word.end) for word in (result.words if result.times else ()))
     return Heard(result.text, result.language, words, None)
 
