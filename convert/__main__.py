@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ examples:
 """
 
 
+_INTERRUPTED = 130  # the exit code of programs that were
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -54,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wav2vec2 = Options(
         options.languages, options.base_language, options.dictionary, options.config, options.drop_activation
     )
+    if arguments is None:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was begun is removed
+            signal.signal(number, lambda *_: sys.exit(_INTERRUPTED))
     try:
         with opened(options.source) as source:
             conversion = convert(source, to=options.to, language=options.language, options=wav2vec2)
@@ -63,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MMSError, OSError) as error:
         print(f"convert: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     print(f"{options.out}: {len(report['tensors'])} tensors; {options.out / REPORT} accounts for each", file=sys.stderr)
     return 0
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mms_jax.errors import CheckpointError
+from mms_jax.errors import CheckpointError, MMSError
 
-Texts = dict[str, str | Mapping[str, object]]  # small files by name; an object is written as JSON
+Texts = dict[str, str | bytes | Mapping[str, object]]  # small files by name; an object is written as JSON
 
 
 class ConversionError(CheckpointError):
@@ -29,6 +31,17 @@ class Part(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+
+@contextmanager
+def called(there: Path, name: str) -> Iterator[None]:
+    """Errors about a place that only exists while a conversion runs, as errors about what the user knows it by."""
+    try:
+        yield
+    except MMSError as error:
+        if str(there) not in str(error):
+            raise
+        raise type(error)(str(error).replace(f"{there}/", f"{name}: ").replace(str(there), name)) from error
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from convert.archives import unpack
-from convert.conversion import Conversion, ConversionError
+from convert.conversion import Conversion, ConversionError, called
 from convert.fairseq import Options, convert_fairseq, is_fairseq
 from convert.fairseq_back import fairseq_from_huggingface
 from convert.omnilingual import convert_omnilingual, is_omnilingual
-from convert.pickled import ADAPTER, PICKLED, PICKLED_INDEX, convert_pickled, convert_to_bin
+from convert.pickled import ADAPTER, PICKLED, PICKLED_INDEX, bare, convert_pickled, convert_to_bin
 from convert.torch_files import StoredTensor, read_torch_file
 from convert.vits import EMBEDDING, GENERATOR, convert_vits, vits_to_original
 from mms_jax.checkpoint.weights import INDEX, WEIGHTS
 
 TARGETS = ("huggingface", "fairseq", "vits", "bin")
 DEFAULTS = Options()
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+_HEAD = 512  # bytes that tell an archive
 
 
 @contextmanager
@@ -30,36 +30,51 @@ def opened(source: Path) -> Iterator[Path]:
     """A file or directory to convert; an archive is unpacked, under limits, for as long as it is needed.
 
     Raises:
-        ConversionError: there is nothing of that name, or an archive holds several things. UnsafeFileError: an archive
-            that asks for more than plain files.
+        ConversionError: there is nothing of that name, or an archive holds several checkpoints. UnsafeFileError: an
+            archive that asks for more than plain files.
     """
     if not source.exists():
         raise ConversionError(f"{source}: no such file or directory")
     if source.is_dir() or not _is_archive(source):
         yield source
         return
-    with tempfile.TemporaryDirectory(prefix="mms_jax-convert-") as folder:
-        unpack(source, Path(folder) / "unpacked")
-        yield _only_folder(Path(folder) / "unpacked")
+    with tempfile.TemporaryDirectory(prefix="mms_jax-convert-") as folder, called(Path(folder), str(source)):
+        unpack(source, folder)
+        yield _subject(Path(folder), source)
 
 
 def _is_archive(path: Path) -> bool:
-    """By name, and for zips, which PyTorch's files are too, by what they hold."""
-    if not path.name.lower().endswith(_ARCHIVES):
-        return False
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith("data.pkl") for name in archive.namelist())
-    return tarfile.is_tarfile(path) or not path.name.lower().endswith(".zip")
+    """By its first bytes; zips, which PyTorch's files are too, also by what they hold."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if head.startswith(b"PK\3\4"):
+            with zipfile.ZipFile(path) as archive:
+                return not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in archive.namelist())
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # whoever reads it next says what is wrong with it
+        return not path.name.endswith((".pt", ".pth", ".bin"))
+    return head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar"
 
 
-def _only_folder(folder: Path) -> Path:
-    """What an archive is about: itself, or the one folder in it."""
-    while True:
-        entries = list(folder.iterdir())
-        if len(entries) != 1 or not entries[0].is_dir():
-            return folder
-        folder = entries[0]
+def _subject(folder: Path, source: Path) -> Path:
+    """What an archive is about: the folder with a checkpoint's files, or the only checkpoint in one file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_litter(path.relative_to(folder))]
+    folders = {path.parent for path in files if GENERATOR.fullmatch(path.name) or path.name in (PICKLED, PICKLED_INDEX)}
+    folders |= {path.parent for path in files if ADAPTER.fullmatch(path.name) and path.suffix == ".bin"}
+    single = [path for path in files if path.suffix in (".pt", ".pth", ".bin")]
+    found = sorted(folders) or sorted(single)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(path.relative_to(folder)) for path in (found or sorted(files))[:6])
+    what = "several checkpoints; unpack it and name one" if found else "no checkpoint"
+    raise ConversionError(f"{source}: holds {what} ({names})")
+
+
+def _is_litter(path: Path) -> bool:
+    """What macOS puts into archives beside the files."""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def convert(
@@ -77,20 +92,33 @@ def convert(
         ConversionError: nothing that is known here, or it cannot become that. UnsafeFileError: it asks for more than
             data.
     """
+    given = {name for name, value in {**options._asdict(), "language": language}.items() if value}
+
+    def only(*names: str) -> None:
+        """Refuse what would be ignored."""
+        for name in sorted(given - set(names)):
+            hint = {"language": "; adapters are chosen with --languages", "languages": "; a voice's is --language"}
+            raise ConversionError(f"{source}: --{name.replace('_', '-')} means nothing for this{hint.get(name, '')}")
+
     if to != "huggingface":
+        only()
         return _back(source, to)
-    if source.is_dir():
-        return _directory(source, language)
-    if ADAPTER.fullmatch(source.name):
-        return convert_pickled(source)
+    if source.is_dir() or ADAPTER.fullmatch(source.name):
+        is_voice = source.is_dir() and any(GENERATOR.fullmatch(path.name) for path in source.iterdir())
+        only(*(["language"] if is_voice else []))
+        return convert_vits(source, language=language) if is_voice else _pickled(source)
     held = read_torch_file(source)
     if is_fairseq(held):
+        only(*Options._fields)
         return convert_fairseq(source, held, options)
     if is_omnilingual(held):
+        only("dictionary", "config")
         return convert_omnilingual(source, held, tokenizer=options.dictionary, stated=options.config)
     if _is_voice(held):
+        only("language")
         return convert_vits(source, language=language)
-    if isinstance(held, Mapping) and any(isinstance(value, StoredTensor) for value in held.values()):
+    if isinstance(held, Mapping) and any(isinstance(value, StoredTensor) for value in bare(held).values()):
+        only()
         return convert_pickled(source)
     raise ConversionError(
         f"{source}: holds {_described(held)}; that is neither wav2vec2 of fairseq or omnilingual ASR, nor VITS, nor "
@@ -109,14 +137,15 @@ def _described(held: Any) -> str:
     return f"a {type(held).__name__}"
 
 
-def _directory(source: Path, language: str | None) -> Conversion:
-    names = {path.name for path in source.iterdir()}
-    if names & {WEIGHTS, INDEX} and not any(ADAPTER.fullmatch(name) and name.endswith(".bin") for name in names):
-        raise ConversionError(f"{source}: is in the Hugging Face layout already; --to says what else it can become")
-    if any(GENERATOR.fullmatch(name) for name in names):
-        return convert_vits(source, language=language)
-    if names & {PICKLED, PICKLED_INDEX} or any(ADAPTER.fullmatch(name) for name in names):
+def _pickled(source: Path) -> Conversion:
+    """A directory of the Hugging Face layout, or an adapter, whose weights are pickles."""
+    if source.is_file():
         return convert_pickled(source)
+    names = {path.name for path in source.iterdir()}
+    if names & {PICKLED, PICKLED_INDEX} or any(ADAPTER.fullmatch(name) and name.endswith(".bin") for name in names):
+        return convert_pickled(source)
+    if names & {WEIGHTS, INDEX}:
+        raise ConversionError(f"{source}: is in the Hugging Face layout already; --to says what else it can become")
     checkpoints = sorted(name for name in names if name.endswith((".pt", ".pth")))
     hint = f"; name one of its files: {', '.join(checkpoints[:6])}" if checkpoints else ""
     raise ConversionError(f"{source}: neither G_*.pth nor {PICKLED} nor adapter.*.bin there{hint}")

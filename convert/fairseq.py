@@ -28,7 +28,7 @@ _SHOWN = 12
 # By which fairseq's models are known: with a CTC head, with a classifier, pretrained.
 _MARKS = ("w2v_encoder.proj.weight", "pooling_layer.projection.weight", "post_extract_proj.weight")
 
-_BOOKKEEPING = {  # what else a checkpoint may hold tensors in
+_BOOKKEEPING = {  # what a checkpoint often holds tensors in, beside the model
     "criterion": "state of the last training's loss",
     "optimizer_history": "state of the last training",
     "last_optimizer_state": "state of the last training's optimiser",
@@ -63,7 +63,14 @@ class Source(NamedTuple):
     @property
     def unused(self) -> dict[str, str]:
         """What holds tensors beside the model, and why it is left out."""
-        return {key: why for key, why in _BOOKKEEPING.items() if _holds_tensors(self.checkpoint.get(key))}
+        others = {str(key): value for key, value in self.checkpoint.items() if key not in ("model", "adapter")}
+        for language, adapter in (self.checkpoint.get("adapter") or {}).items():
+            others |= {f"adapter.{language}.{key}": value for key, value in adapter.items() if key != "model"}
+        return {
+            key: _BOOKKEEPING.get(key, "no part of a model that is known here")
+            for key, value in others.items()
+            if _holds_tensors(value)
+        }
 
 
 def is_fairseq(checkpoint: Any) -> bool:
@@ -109,10 +116,20 @@ def _translate(tensors: Mapping[str, Tensor], prefix: str, source: str) -> list[
 
 def _config(source: Source, parts: Sequence[Part], *, finetuned: bool) -> tuple[dict[str, Any], Settings]:
     """config.json without what belongs to a head, and the settings that it was made from."""
-    if source.options.config is not None:
-        return read_json(source.options.config, error=ConversionError), Settings({}, {}, {})
-    settings = read_settings(source.checkpoint, finetuned=finetuned, source=str(source.path))
-    return config_json(settings, parts, source=str(source.path)), settings
+    path = source.options.config
+    try:
+        settings = read_settings(source.checkpoint, finetuned=finetuned, source=str(source.path))
+    except ConversionError:
+        if path is None:
+            raise
+        return read_json(path, error=ConversionError), Settings({}, {}, {})  # for want of which --config is there
+    if path is None:
+        return config_json(settings, parts, source=str(source.path)), settings
+    config = read_json(path, error=ConversionError)
+    heads = settings.encoder.get("encoder_attention_heads", config.get("num_attention_heads"))
+    if config.get("num_attention_heads") != heads:
+        raise ConversionError(f"{path}: num_attention_heads contradicts {source.path}, which says {heads}")
+    return config, settings
 
 
 def _feature_extractor(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -173,7 +190,9 @@ def _with_adapters(source: Source, adapters: Mapping[str, Mapping[str, Any]]) ->
 
 def _adapters(source: Source) -> Mapping[str, Mapping[str, Any]]:
     adapters = source.checkpoint.get("adapter") or {}
-    if not isinstance(adapters, Mapping) or not all(isinstance(adapter, Mapping) for adapter in adapters.values()):
+    if not isinstance(adapters, Mapping) or not all(
+        isinstance(language, str) and isinstance(adapter, Mapping) for language, adapter in adapters.items()
+    ):
         raise ConversionError(f"{source.path}: 'adapter' does not hold an adapter for each language")
     return adapters
 
@@ -252,8 +271,8 @@ def _identifier(source: Source) -> Conversion:
 
 def _activation(source: Source, settings: Settings) -> list[str]:
     """What to tell of an activation between pooling and classifier, which transformers' classifier has not."""
-    if source.options.config is not None:
-        return ["whether there is an activation between pooling and classifier was not looked at, because of --config"]
+    if not settings.model:
+        return ["its settings are not there, so nobody knows of an activation between pooling and classifier"]
     activation = settings.model.get("activation_fn", "gelu")
     if activation == "linear":
         return []
@@ -270,7 +289,7 @@ def _pretrained(source: Source) -> Conversion:
     parts = _translate(source.tensors, PRETRAINED, str(source.path))
     config, settings = _config(source, parts, finetuned=False)
     shapes = {part.target: part.shape for part in parts}
-    if "quantizer.codevectors" in shapes:
+    if len(shapes.get("quantizer.codevectors", ())) == 3:
         groups = settings.encoder.get("latent_groups", 2)
         _, entries, width = shapes["quantizer.codevectors"]
         config |= {

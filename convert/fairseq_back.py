@@ -13,12 +13,25 @@ from convert.pickled import ADAPTER
 from convert.renaming import Tensor, to_original
 from convert.safe_tensors import stored
 from convert.torch_files import Record
-from mms_jax.checkpoint import Directory, open_weights, require
+from mms_jax.checkpoint import Directory, load_feature_extractor, open_weights, read_labels, require
 from mms_jax.checkpoint.tensors import read_header
 from mms_jax.config import Wav2Vec2Config
 from mms_jax.files import read_json
 
 CHECKPOINT = "checkpoint.pt"
+_HISTORY = {  # without which fairseq takes a checkpoint for one of before 2018
+    "criterion": None,
+    "optimizer_history": [
+        {
+            "criterion_name": "CtcCriterion",
+            "optimizer_name": "FairseqAdam",
+            "lr_scheduler_state": {"best": None},
+            "num_updates": 0,
+        }
+    ],
+    "last_optimizer_state": None,
+    "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
 
 
@@ -32,19 +45,49 @@ def fairseq_from_huggingface(directory: Path) -> Conversion:
     source = Directory(directory)
     path = require(source, "config.json")
     config, values = Wav2Vec2Config.from_file(path), read_json(path)
+    _check_config(config, path)
     tensors: dict[str, Tensor] = dict(stored(open_weights(source)))
+    if not any(name.startswith("wav2vec2.") for name in tensors):  # of Wav2Vec2Model alone
+        tensors = {f"wav2vec2.{name}": tensor for name, tensor in tensors.items()}
     finetuned = "lm_head.weight" in tensors or "classifier.weight" in tensors
     prefix = FINETUNED if finetuned else PRETRAINED
     state = {part.target: part for part in _originals(tensors, config, prefix, str(directory))}
-    settings = _settings(config, finetuned=finetuned)
-    value: dict[str, Any] = {"args": None, "cfg": settings, "model": state, "extra_state": {}}
+    extractor = load_feature_extractor(source)
+    settings = _settings(config, normalize=extractor.do_normalize, finetuned=finetuned)
+    value: dict[str, Any] = {"args": None, "cfg": settings, "model": state, **_HISTORY}
+    unused: dict[str, str] = {}
     if "classifier.weight" in tensors:
-        ids = values.get("id2label", {})
-        value["task_state"] = {"target_dictionary": _dictionary([ids[str(index)] for index in range(len(ids))])}
-        value["cfg"]["model"] |= {"_name": "wav2vec_classification", "pooling": "mean", "activation_fn": "linear"}
+        value["task_state"] = {"target_dictionary": _dictionary(read_labels(values, source=str(path)))}
+        settings["model"] |= {"_name": "wav2vec_classification", "pooling": "mean", "activation_fn": "linear"}
     elif finetuned:
         value |= _dictionaries(directory, config)
-    return Conversion("wav2vec2 in the Hugging Face layout", {}, {}, {CHECKPOINT: value})
+        adapters = [] if "adapter" in value else sorted(directory.glob("adapter.*.safetensors"))
+        unused = {path.name: "an adapter, for which vocab.json has no vocabulary of its own" for path in adapters}
+    else:
+        settings["model"] |= _pretraining(values)
+    return Conversion("wav2vec2 in the Hugging Face layout", {}, {}, {CHECKPOINT: value}, unused=unused)
+
+
+def _check_config(config: Wav2Vec2Config, path: Path) -> None:
+    """Raise for what fairseq has no word for, and would compute otherwise."""
+    for name, only in (("feat_extract_activation", "gelu"), ("layer_norm_eps", 1e-5)):
+        if getattr(config, name) != only:
+            raise ConversionError(f"{path}: {name} is {getattr(config, name)!r}; in fairseq it is always {only!r}")
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ConversionError(f"{path}: hidden_act is {config.hidden_act!r}; fairseq has {', '.join(_ACTIVATIONS)}")
+
+
+def _pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of the quantiser and the loss, where config.json has them."""
+    names = {
+        "num_codevector_groups": "latent_groups",
+        "num_codevectors_per_group": "latent_vars",
+        "codevector_dim": "latent_dim",
+        "proj_codevector_dim": "final_dim",
+        "num_negatives": "num_negatives",
+        "contrastive_logits_temperature": "logit_temp",
+    }
+    return {"quantize_targets": True} | {there: values[name] for name, there in names.items() if name in values}
 
 
 def _originals(tensors: Mapping[str, Tensor], config: Wav2Vec2Config, prefix: str, source: str) -> list[Part]:
@@ -77,7 +120,9 @@ def _dictionaries(directory: Path, config: Wav2Vec2Config) -> dict[str, Any]:
         }
     if not adapters:
         raise ConversionError(f"{directory}: vocab.json is nested by language, but there is no adapter.*.safetensors")
-    return {"adapter": adapters, "task_state": next(iter(adapters.values()))["task_state"]}
+    chosen = read_json(directory / "tokenizer_config.json", error=ConversionError).get("target_lang")
+    own = adapters.get(chosen) if isinstance(chosen, str) else None
+    return {"adapter": adapters, "task_state": own["task_state"] if own else {}}
 
 
 def _symbols(vocabulary: Mapping[str, Any], source: str) -> list[str]:
@@ -111,11 +156,11 @@ def _dictionary(symbols: Sequence[str]) -> Record:
     return Record(DICTIONARY, (), state)
 
 
-def _settings(config: Wav2Vec2Config, *, finetuned: bool) -> dict[str, Any]:
+def _settings(config: Wav2Vec2Config, *, normalize: bool, finetuned: bool) -> dict[str, Any]:
     """The hyperparameters by fairseq's names."""
-    if config.hidden_act not in _ACTIVATIONS:
-        raise ConversionError(f"hidden_act is {config.hidden_act!r}; fairseq has {', '.join(_ACTIVATIONS.values())}")
-    adapters = {"layer_type": "trf_adp", "adp_num": 1, "adp_dim": config.adapter_attn_dim, "adp_act_fn": "relu"}
+    adapters: dict[str, Any] = {}
+    if config.has_adapters:
+        adapters = {"layer_type": "trf_adp", "adp_num": 1, "adp_dim": config.adapter_attn_dim, "adp_act_fn": "relu"}
     convs = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     rates = {
         "dropout": config.hidden_dropout,
@@ -141,17 +186,21 @@ def _settings(config: Wav2Vec2Config, *, finetuned: bool) -> dict[str, Any]:
         "conv_bias": config.conv_bias,
         "conv_pos": config.num_conv_pos_embeddings,
         "conv_pos_groups": config.num_conv_pos_embedding_groups,
-        **(adapters if config.has_adapters else {}),
+        **adapters,
     }
-    task = {"_name": "audio_pretraining", "normalize": config.feat_extract_norm == "layer", "sample_rate": 16_000}
+    task = {"_name": "audio_pretraining", "normalize": normalize, "sample_rate": 16_000}
     if not finetuned:
         return {"_name": None, "model": encoder, "task": task}
-    head = rates | {
-        "_name": "wav2vec_ctc",
-        "apply_mask": config.apply_spec_augment,
-        "final_dropout": config.final_dropout,
-        "layerdrop": config.layerdrop,
-        "normalize": task["normalize"],
-        "w2v_args": {"_name": None, "model": encoder, "task": task},
-    }
+    head = (
+        rates
+        | adapters
+        | {  # fairseq reads the adapters' settings here
+            "_name": "wav2vec_ctc",
+            "apply_mask": config.apply_spec_augment,
+            "final_dropout": config.final_dropout,
+            "layerdrop": config.layerdrop,
+            "normalize": task["normalize"],
+            "w2v_args": {"_name": None, "model": encoder, "task": task},
+        }
+    )
     return {"_name": None, "model": head, "task": task | {"_name": "audio_finetuning"}}

@@ -21,6 +21,9 @@ _FIXED: Mapping[str, tuple[Any, Any]] = {
     "adp_trf_idx": ("all", "all"),
     "crop_seq_to_multiple": (1, 1),
 }
+# What fairseq takes from the settings of the model with a head, whatever the encoder's own say.
+_OVERRIDES = ("layer_type", "adp_num", "adp_dim", "adp_act_fn", "adp_trf_idx")
+_NEEDED = ("encoder_attention_heads", "layer_norm_first")  # which no shape tells
 _LAYER_TYPES = ("transformer", "trf_adp")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "relu": "relu"}
 
@@ -56,7 +59,7 @@ def read_settings(checkpoint: Mapping[str, Any], *, finetuned: bool, source: str
             f"{source}: neither 'cfg' nor 'args' there, so nothing says how many heads attention has or where its "
             "norms are; name a config.json of the Hugging Face layout with --config"
         )
-    model, task = (stated.get(name, stated) for name in ("model", "task"))
+    model, task = _section(stated, "model"), _section(stated, "task")
     encoder = model
     if finetuned:
         nested = plain(model.get("w2v_args") or stated.get("w2v_args"))
@@ -64,12 +67,15 @@ def read_settings(checkpoint: Mapping[str, Any], *, finetuned: bool, source: str
             raise ConversionError(
                 f"{source}: no 'w2v_args', the hyperparameters of the encoder; name a config.json with --config"
             )
-        encoder = nested.get("model", nested)
-    if not all(isinstance(values, Mapping) for values in (model, task, encoder)):
-        raise ConversionError(
-            f"{source}: 'model' or 'task' in its settings is no mapping; name a config.json with --config"
-        )
+        said_last = {name: model[name] for name in _OVERRIDES if model.get(name) is not None}
+        encoder = {**_section(nested, "model"), **said_last}
     return Settings(encoder, model, task)
+
+
+def _section(stated: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of Hydra's settings; argparse had them all side by side, and ``task`` was a word there."""
+    section = stated.get(name)
+    return section if isinstance(section, Mapping) else stated
 
 
 def plain(value: Any) -> Any:
@@ -93,19 +99,22 @@ def config_json(settings: Settings, parts: Sequence[Part], *, source: str) -> di
         ConversionError: an architecture that it has not, or settings that contradict the tensors.
     """
     encoder, shapes = settings.encoder, {part.target: part.shape for part in parts}
+    for name in _NEEDED:
+        if name not in encoder:
+            raise ConversionError(f"{source}: its settings do not say {name}; name a config.json with --config")
     for name, (needed, default) in _FIXED.items():
         if encoder.get(name, default) != needed:
             raise ConversionError(f"{source}: {name} is {encoder[name]!r}; transformers' wav2vec2 has only {needed!r}")
     if encoder.get("layer_type", "transformer") not in _LAYER_TYPES:
         raise ConversionError(f"{source}: layer_type is {encoder['layer_type']!r}, which is not wav2vec2")
     activation = encoder.get("activation_fn", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ConversionError(f"{source}: activation_fn is {activation!r}; supported: {', '.join(_ACTIVATIONS)}")
     config = {
         "model_type": "wav2vec2",
         "hidden_act": _ACTIVATIONS[activation],
-        "num_attention_heads": encoder.get("encoder_attention_heads", 12),
-        "do_stable_layer_norm": bool(encoder.get("layer_norm_first", False)),
+        "num_attention_heads": encoder["encoder_attention_heads"],
+        "do_stable_layer_norm": bool(encoder["layer_norm_first"]),
         "layer_norm_eps": 1e-5,
         **shaped(shapes, source),
         **_convs(encoder, shapes, source),

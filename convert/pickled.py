@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.conversion import Conversion, ConversionError, Part, Texts
 from convert.renaming import Tensor
-from convert.safe_tensors import stored
+from convert.safe_tensors import StoredSafely, stored
 from convert.torch_files import StoredTensor, read_torch_file
-from mms_jax.checkpoint import open_source, open_weights
+from mms_jax.checkpoint import Directory, open_weights
 from mms_jax.checkpoint.tensors import read_header
 from mms_jax.checkpoint.weights import INDEX, WEIGHTS
-from mms_jax.files import read_json
+from mms_jax.files import MAX_JSON_BYTES, read_json
 
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 ADAPTER = re.compile(r"adapter\.([A-Za-z0-9_-]+)\.(bin|safetensors)")
-_WEIGHTS = re.compile(r".*\.(bin|safetensors|pt|pth|h5|msgpack|onnx|ckpt)|.*\.index\.json|report\.json")
-_MAX_TEXT = 64 << 20
+_WEIGHTS = re.compile(r"(pytorch_model|adapter\.).*\.bin|.*\.safetensors|.*\.index\.json|report\.json")
 _OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
@@ -46,10 +45,38 @@ def convert_pickled(source: Path) -> Conversion:
         unused |= left
     if not files:
         raise ConversionError(f"{source}: neither {PICKLED} nor adapter.*.bin there")
+    for target, tensors in ({} if single else _safe(directory, files)).items():
+        files[target] = [
+            Part(name, (name,), tensor.dtype, tensor.shape, tensor.read) for name, tensor in tensors.items()
+        ]
     _check_names(files, source)
     return Conversion(
-        "pickled weights in the Hugging Face layout", files, {} if single else _texts(directory), unused=unused
+        "pickled weights in the Hugging Face layout",
+        files,
+        {} if single else _texts(directory),
+        unused=unused,
+        notes=[] if single else _left_behind(directory),
     )
+
+
+def _safe(directory: Path, files: Mapping[str, Any]) -> dict[str, dict[str, StoredSafely]]:
+    """What is in safetensors already, beside pickles of something else."""
+    found: dict[str, dict[str, StoredSafely]] = {}
+    if WEIGHTS not in files and any((directory / name).is_file() for name in (WEIGHTS, INDEX)):
+        found[WEIGHTS] = stored(open_weights(Directory(directory)))
+    for path in sorted(directory.glob("adapter.*.safetensors")):
+        if path.name not in files:
+            found[path.name] = stored(read_header(path))
+    return found
+
+
+def bare(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A state dict without what trainers wrap it in: a key "state_dict", and "module." before every name."""
+    inner = state.get("state_dict")
+    state = inner if isinstance(inner, Mapping) else state
+    if state and all(isinstance(name, str) and name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -68,7 +95,7 @@ def _parts(state: Any, path: Path) -> tuple[list[Part], dict[str, str]]:
     if not isinstance(state, Mapping) or not state:
         raise ConversionError(f"{path}: holds no tensors by name, as a model's weights do")
     parts, unused = [], {}
-    for name, value in state.items():
+    for name, value in bare(state).items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise ConversionError(f"{path}: {str(name)[:80]!r} is no tensor but a {type(value).__name__}")
         if value.dtype.kind in "iub":
@@ -92,11 +119,13 @@ def convert_to_bin(directory: Path) -> Conversion:
     Raises:
         CheckpointError: it is no checkpoint, or its weights are damaged.
     """
-    objects: dict[str, Any] = {PICKLED: _by_name(stored(open_weights(open_source(directory))))}
+    objects: dict[str, Any] = {PICKLED: _by_name(stored(open_weights(Directory(directory))))}
     for path in sorted(directory.iterdir()):
         if ADAPTER.fullmatch(path.name) and path.suffix == ".safetensors":
             objects[path.with_suffix(".bin").name] = _by_name(stored(read_header(path)))
-    return Conversion("safetensors in the Hugging Face layout", {}, _texts(directory), objects)
+    return Conversion(
+        "safetensors in the Hugging Face layout", {}, _texts(directory), objects, notes=_left_behind(directory)
+    )
 
 
 def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -111,18 +140,18 @@ def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
 
 def _texts(directory: Path) -> Texts:
     """The small files of a checkpoint, as they are."""
-    return {path.name: path.read_text(encoding="utf-8") for path in _small_files(directory)}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if _is_small(path)}
 
 
-def _small_files(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.iterdir()):
-        if (
-            path.is_file()
-            and not path.name.startswith(".")
-            and not _WEIGHTS.fullmatch(path.name)
-            and path.name != INDEX
-        ):
-            if path.stat().st_size > _MAX_TEXT:
-                raise ConversionError(f"{path}: {path.stat().st_size:,} bytes; what is this doing in a checkpoint?")
-            if path.suffix in (".json", ".txt", ".md"):
-                yield path
+def _left_behind(directory: Path) -> list[str]:
+    """A note on what stays where it is."""
+    known = [path for path in directory.iterdir() if _is_small(path) or _WEIGHTS.fullmatch(path.name)]
+    names = sorted(path.name for path in directory.iterdir() if path not in known and not path.name.startswith("."))
+    return [f"not copied: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"] if names else []
+
+
+def _is_small(path: Path) -> bool:
+    """Whether it is one of the small files of a checkpoint: settings, vocabularies, a card."""
+    if not path.is_file() or path.name.startswith(".") or _WEIGHTS.fullmatch(path.name):
+        return False
+    return path.suffix in (".json", ".txt", ".md") and path.stat().st_size <= MAX_JSON_BYTES

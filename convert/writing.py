@@ -8,13 +8,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.conversion import Conversion, ConversionError, Part
+from convert.conversion import Conversion, ConversionError, Part, called
 from convert.torch_writer import write_torch_file
 from mms_jax.checkpoint.tensors import TensorSource, write_tensors
 from mms_jax.files import atomic_write, write_json
@@ -33,24 +34,43 @@ def write(conversion: Conversion, out: Path, *, source: str, check: Callable[[Pa
         check: raises if what was written cannot be loaded; then nothing is left.
 
     Raises:
-        ConversionError: there is something already, or a tensor cannot be written. OSError: no space, no permission.
+        ConversionError: there is something already, a tensor cannot be written, or there is no space or permission;
+            nothing is left then. CheckpointError: what ``check`` raises.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConversionError(f"{out}: is there already; name a new directory, or an empty one")
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    partial.mkdir()
+    new = not out.exists()
     try:
-        report = _write_files(conversion, partial, source)
-        check(partial)
-        with atomic_write(partial / REPORT) as file:
-            file.writelines(line.encode() for line in _report_lines(report))
-        os.replace(partial, out)
-    except BaseException:
+        out.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in out.iterdir())
+        if found:
+            raise ConversionError(f"{out}: holds {found[0]} already; name a new directory, or an empty one")
+        partial = out / f".partial-{secrets.token_hex(4)}"
+        partial.mkdir()
+    except OSError as error:
+        raise ConversionError(f"{out}: cannot be made ({error.strerror or error})") from error
+    try:
+        with called(partial, str(out)):
+            report = _write_files(conversion, partial, source)
+            check(partial)
+        _write_report(report, partial / REPORT)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == REPORT):  # which is there when all is
+            os.replace(path, out / path.name)
+        partial.rmdir()
+    except BaseException as error:
         shutil.rmtree(partial)
+        if new:
+            with suppress(OSError):  # not empty: another conversion began there meanwhile
+                out.rmdir()
+        if isinstance(error, OSError):
+            raise ConversionError(
+                f"{out}: cannot be written ({error.strerror or error}); nothing is left of it"
+            ) from error
         raise
     return report
+
+
+def _write_report(report: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path) as file:
+        file.writelines(line.encode() for line in _report_lines(report))
 
 
 def _report_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -75,8 +95,8 @@ def _write_files(conversion: Conversion, directory: Path, source: str) -> dict[s
     for filename, value in conversion.objects.items():
         write_torch_file(directory / filename, _mapped(value, lambda part, name=filename: _hashed(part, name, rows)))
     for filename, text in conversion.texts.items():
-        if isinstance(text, str):
-            (directory / filename).write_text(text, encoding="utf-8")
+        if isinstance(text, (str, bytes)):
+            (directory / filename).write_bytes(text if isinstance(text, bytes) else text.encode())
         else:
             write_json(directory / filename, text)
     return {

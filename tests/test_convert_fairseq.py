@@ -344,5 +344,5 @@ def test_other_lists_of_layers_are_refused_unevaluated(text):
 
 def test_what_is_there_is_never_overwritten(original, converted, capsys):
     before = {path.name: path.read_bytes() for path in converted.iterdir()}
-    assert "is there already" in failure(capsys, original, converted)
+    assert "name a new directory, or an empty one" in failure(capsys, original, converted)
     assert {path.name: path.read_bytes() for path in converted.iterdir()} == before
