@@ -21,7 +21,7 @@ from mms_jax.checkpoint import load_ctc, open_source, require
 from mms_jax.checkpoint.hub import Repository
 from mms_jax.errors import CheckpointError, LanguageError
 from tests.checkpoints import many_languages
-from tests.hub_server import READER, HubServer, sha256
+from tests.hub_server import READER, HubServer, RefusedError, sha256
 
 REPO = "org/mms-tiny"
 WEIGHTS, ADAPTER = "model.safetensors", "adapter.fra.safetensors"
@@ -280,6 +280,58 @@ def test_a_wrong_token_is_said_to_be_wrong(client):
     with pytest.raises(CheckpointError, match=rf"{REPO}: config\.json cannot be fetched .*401.*log in") as raised:
         require(open_source(REPO, token="hf_notOneOfOurs"), "config.json")
     assert "hf_notOneOfOurs" not in str(raised.value)
+
+
+@pytest.mark.parametrize("written", [f"{READER}\n", f"  {READER}\r\n", f"\u00a0{READER}"])
+def test_a_token_may_be_a_file_s_content(client, written):
+    client.add(REPO, {"config.json": b"{}"}, private=True)
+    assert require(open_source(REPO, token=written), "config.json").read_bytes() == b"{}"
+    assert {request.token for request in client.requests} == {READER}
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_é", "hf_secret\nhf_other", "hf_sec ret", "hf_sec\x7fret", "\udcff", "", " ", b"hf_"]
+)
+def test_a_token_that_cannot_be_sent_is_refused_before_anything_is_sent_and_not_shown(client, token):
+    client.add(REPO, {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=rf"{REPO}: token= is empty, or not one word .*hf auth login") as raised:
+        mms_jax.load_asr(REPO, token=token)
+    assert "hf_" not in str(raised.value)
+    assert client.requests == []
+
+
+@pytest.mark.parametrize("token", ["hf_é", "hf_secret\x01", "hf_sec ret"])
+def test_a_token_of_the_environment_that_cannot_be_sent_is_refused_and_not_shown(client, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    client.add(REPO, {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=rf"{REPO}: the token of this machine \(HF_TOKEN, .*; set it") as raised:
+        mms_jax.load_asr(REPO)
+    assert "hf_" not in str(raised.value)
+    assert client.requests == []
+    assert require(open_source(REPO, token=False), "config.json").read_bytes() == b"{}"
+
+
+def test_a_file_with_a_token_that_is_no_text_is_refused(client, tmp_path):
+    (tmp_path / "no token").write_bytes(b"hf_\xff\xfe")
+    client.add(REPO, {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=rf"{REPO}: the token of this machine .*hf auth login"):
+        open_source(REPO).find("config.json")
+
+
+def test_a_token_that_must_be_there_and_is_not_is_asked_for(client):
+    client.add(REPO, {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=rf"{REPO}: .*; log in \(hf auth login\), or give the token itself"):
+        open_source(REPO, token=True).find("config.json")
+
+
+def test_a_hub_that_repeats_the_token_it_was_sent_does_not_get_it_into_a_message(client, monkeypatch):
+    tokens = {"given": "a.word.of.a.mirror", "HF_TOKEN": "another.word", "of the hub": "hf_" + "aB3" * 12}
+    monkeypatch.setenv("HF_TOKEN", tokens["HF_TOKEN"])
+    repeated = RefusedError(403, message=f"no access with {', '.join(tokens.values())}.")
+    monkeypatch.setattr("tests.hub_server._Handler._repo", lambda self, repo: (_ for _ in ()).throw(repeated))
+    with pytest.raises(CheckpointError, match=r"no access with \*\*\*, \*\*\*, \*\*\*") as raised:
+        open_source(REPO, token=tokens["given"]).find("config.json")
+    assert not [token for token in tokens.values() if token in str(raised.value)]
 
 
 def test_a_gated_repository_says_how_to_be_let_in(client):

@@ -245,6 +245,17 @@ def test_without_the_right_to_write_the_message_says_how_to_get_it(hub, asr, tok
     assert set(hub.repos[REPO].files) == {"config.json"}
 
 
+def test_a_token_is_stripped_and_one_that_cannot_be_sent_is_refused_and_not_shown(hub, asr, tmp_path, monkeypatch):
+    asr.push_to_hub(REPO, token=f"{WRITER}\n")
+    assert "model.safetensors" in hub.repos[REPO].files
+    refused(lambda: asr.push_to_hub(REPO, token="hf_é"), REPO, "token= is empty, or not one word", "hf auth login")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TrainingError, match=rf"{REPO}: token= .*; everything is in {tmp_path}"):
+        push_to_hub(tmp_path / "out", REPO, token="hf_é")
+    monkeypatch.setenv("HF_TOKEN", "hf_é")
+    refused(lambda: asr.push_to_hub(REPO), REPO, "the token of this machine (HF_TOKEN", "set it again")
+
+
 @pytest.mark.parametrize("name", ["a b", "a/b/c", "", "user/--"])
 def test_a_name_that_is_none_is_refused(hub, asr, name):
     refused(lambda: asr.push_to_hub(name, token=WRITER), "not the name of a hub repository")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,10 @@ _VOICE = re.compile(r"facebook/mms-tts-(.+)")
 _CHARS_SHOWN = 300  # of an error of the client
 REFUSED, TOO_MANY, SERVER_FAULT = (401, 403), 429, 500  # HTTP
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_VISIBLE = re.compile(r"[!-~]+")  # ASCII, which is what a header may hold
+_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9._-]{20,}")  # as the hub writes them, so that messages have none
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST_TOKEN = 8  # characters: a shorter text stands in messages by chance
 
 
 class Source(Protocol):
@@ -76,6 +81,9 @@ class Repository:
     _offline: bool = field(default=False, init=False, repr=False)
     _found: dict[str, Path | None] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self):
+        self.token = check_token(self.token, repo_id=self.repo_id)
+
     @property
     def name(self) -> str:
         """The repository's id, for messages."""
@@ -110,6 +118,8 @@ class Repository:
             local_files_only=self.local_files_only,
         )
         try:
+            if self._online:
+                check_login(self.token, repo_id=self.repo_id)
             path = fetch_checked(download, self._place(filename), etag=self._etag, name=self.name, online=self._online)
         except errors.LocalEntryNotFoundError as error:
             return self._absent_from_cache(filename, error)
@@ -137,8 +147,11 @@ class Repository:
                 there = "name a branch, a tag or a whole commit that it has"
                 return f"the repository has no revision {self.revision!r}, so no {filename} of it; {there}"
             case errors.HFValidationError():
-                return f"no such directory, and not a hub name ({one_line(error)})"
-        return f"{filename} cannot be fetched ({one_line(error)}); {remedy(error)}"
+                return f"no such directory, and not a hub name ({self._told(error)})"
+        return f"{filename} cannot be fetched ({self._told(error)}); {remedy(error)}"
+
+    def _told(self, error: BaseException) -> str:
+        return one_line(error, token=self.token)
 
     def _place(self, filename: str) -> Place:
         from huggingface_hub import constants
@@ -187,7 +200,7 @@ class Repository:
             return
         choice = "this is offline by choice (local_files_only, or HF_HUB_OFFLINE=1); load it online once"
         why = error.__cause__ or error
-        cause = choice if chosen else f"the hub did not give it ({one_line(why)}); {remedy(why)}"
+        cause = choice if chosen else f"the hub did not give it ({self._told(why)}); {remedy(why)}"
         raise CheckpointError(
             f"{self.name}: no local directory of that name, {filename} is not in the local cache, and {cause}"
         ) from error
@@ -205,14 +218,58 @@ class Repository:
         return sorted(name for name, path in self._found.items() if path is not None)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message; the hub's have paragraphs."""
-    return " ".join(str(error).split())[:_CHARS_SHOWN] or type(error).__name__
+def one_line(error: BaseException, *, token: str | bool | None = None) -> str:
+    """An error's message, without a token; the hub's have paragraphs, and may repeat what they were sent."""
+    text = " ".join(str(error).split())
+    for secret in (token, *map(os.environ.get, _TOKEN_VARIABLES)):
+        if isinstance(secret, str) and len(secret.strip()) >= _SHORTEST_TOKEN:
+            text = text.replace(secret.strip(), "***")
+    return _TOKEN.sub("***", text)[:_CHARS_SHOWN] or type(error).__name__
+
+
+def check_token(token: str | bool | None, *, repo_id: str) -> str | bool | None:
+    """A token as it is to be sent: one that was read from a file ends with its line end, which goes.
+
+    Raises:
+        CheckpointError: it is no text that can be sent; the message does not hold it.
+    """
+    if token is None or isinstance(token, bool):
+        return token
+    stripped = token.strip() if isinstance(token, str) else ""
+    if _VISIBLE.fullmatch(stripped) is None:
+        raise CheckpointError(
+            f"{repo_id}: token= is empty, or not one word of visible ASCII characters; give the token as the hub shows "
+            "it, True for the one of this machine (hf auth login), or False for none"
+        )
+    return stripped
+
+
+def check_login(token: str | bool | None, *, repo_id: str) -> None:
+    """Check the token that the client would take from this machine, before its HTTP library shows it in an error.
+
+    Raises:
+        CheckpointError: it cannot be sent; the message does not hold it. OSError: there is none, and ``token`` is True.
+    """
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        found = build_hf_headers(token=token).get("authorization", "Bearer -").removeprefix("Bearer ")
+    except UnicodeDecodeError:  # a file of the token that is no text
+        found = ""
+    if _VISIBLE.fullmatch(found) is None:
+        raise CheckpointError(
+            f"{repo_id}: the token of this machine (HF_TOKEN, or that of hf auth login) is not one word of visible "
+            "ASCII characters; set it again, or give token= (False for none)"
+        )
 
 
 def remedy(error: BaseException) -> str:
     """What helps against an error of the hub's client: of the server, the connection or the disk."""
+    from huggingface_hub import errors
+
     status = getattr(getattr(error, "response", None), "status_code", 0)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return "log in (hf auth login), or give the token itself as token="
     if status == TOO_MANY:
         return "wait some minutes, or log in (hf auth login), which raises the limit"
     if status >= SERVER_FAULT:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mms_jax.checkpoint.card import CARD, is_ours
-from mms_jax.checkpoint.hub import REFUSED, Repository, one_line, remedy
+from mms_jax.checkpoint.hub import REFUSED, Repository, check_login, check_token, one_line, remedy
 from mms_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Target:
         import huggingface_hub
 
         paths = list(_files(Path(directory), ignore=ignore))
-        with _explained(self.repo_id, lost):
+        with _explained(self.repo_id, lost, self.token):
             return huggingface_hub.HfApi(token=self.token).create_commit(  # upload_folder may make several commits
                 self.repo_id,
                 [
@@ -96,8 +96,10 @@ def open_target(
     """
     import huggingface_hub
 
-    api: Any = huggingface_hub.HfApi(token=token)
-    with _explained(repo_id, lost):
+    with _explained(repo_id, lost, token):
+        token = check_token(token, repo_id=repo_id)
+        check_login(token, repo_id=repo_id)
+        api: Any = huggingface_hub.HfApi(token=token)
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         repo_id = made.repo_id
         if revision is not None and not revision.startswith("refs/pr/") and not create_pr:
@@ -116,15 +118,20 @@ def _files(directory: Path, *, ignore: Sequence[str]) -> Iterator[tuple[str, Pat
 
 
 @contextmanager
-def _explained(repo_id: str, lost: str) -> Iterator[None]:
+def _explained(repo_id: str, lost: str, token: str | bool | None) -> Iterator[None]:
     """Errors of the client as ours: what was not pushed, why, and what helps."""
     from huggingface_hub import errors
 
     def not_pushed(error: Exception, helps: str) -> CheckpointError:
-        return CheckpointError("; ".join(filter(None, (f"{repo_id}: not pushed ({one_line(error)})", helps, lost))))
+        why = f"{repo_id}: not pushed ({one_line(error, token=token)})"
+        return CheckpointError("; ".join(filter(None, (why, helps, lost))))
 
     try:
         yield
+    except CheckpointError as error:  # ours, with its own remedy
+        if not lost:
+            raise
+        raise CheckpointError(f"{error}; {lost}") from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{repo_id!r} is not the name of a hub repository (user/name)") from error
     except errors.OfflineModeIsEnabled as error:
@@ -134,9 +141,7 @@ def _explained(repo_id: str, lost: str) -> Iterator[None]:
     # Of the connection, or a file.
     except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise not_pushed(error, remedy(error)) from error
-    except ValueError as error:  # a README.md that the hub refuses; ours come from here with their own remedy
-        if isinstance(error, CheckpointError):
-            raise
+    except ValueError as error:  # a README.md that the hub refuses
         raise not_pushed(error, "mend the file that it names, then push again") from error
     except RuntimeError as error:  # so the client wraps what happens to a large file
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
