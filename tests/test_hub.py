@@ -131,6 +131,13 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(revision, hub):
     assert source.name == f"{REPO}@{revision}"
 
 
+@pytest.mark.parametrize("revision", ["", " ", "a b", "a\n", "../../x", "/etc/hostname", "\udcff", "a\\b", 7, b"main"])
+def test_what_cannot_be_a_revision_is_said_to_be_none_before_the_hub_is_asked(revision, hub):
+    with pytest.raises(CheckpointError, match=rf"{REPO}: revision=.* is no revision; .*branch or a tag, or a whole"):
+        load_ctc(open_source(REPO, revision=revision))
+    assert hub.requests == []
+
+
 def test_a_token_opens_a_private_repository_and_is_shown_nowhere(hub):
     hub.repositories[REPO].private = True
     with pytest.raises(CheckpointError, match=f"{REPO}: neither a local directory nor a hub repository.*log in"):

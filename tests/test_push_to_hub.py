@@ -261,6 +261,11 @@ def test_a_name_that_is_none_is_refused(hub, asr, name):
     refused(lambda: asr.push_to_hub(name, token=WRITER), "not the name of a hub repository")
 
 
+def test_a_revision_that_is_none_is_refused_before_anything_is_made(hub, asr):
+    refused(lambda: asr.push_to_hub(REPO, token=WRITER, revision=""), REPO, "revision='' is no revision", "a branch")
+    assert REPO not in hub.repos
+
+
 def test_offline_by_choice_is_named(hub, asr, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     huggingface_hub.close_session()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from mms_jax.checkpoint.integrity import Place, cached_etag, fetch_checked
 from mms_jax.errors import CheckpointError
+from mms_jax.files import shorten
 from mms_jax.languages import elsewhere
 
 _FILES_SHOWN = 12
@@ -83,6 +84,7 @@ class Repository:
 
     def __post_init__(self):
         self.token = check_token(self.token, repo_id=self.repo_id)
+        check_revision(self.revision, repo_id=self.repo_id)
 
     @property
     def name(self) -> str:
@@ -242,6 +244,22 @@ def check_token(token: str | bool | None, *, repo_id: str) -> str | bool | None:
             "it, True for the one of this machine (hf auth login), or False for none"
         )
     return stripped
+
+
+def check_revision(revision: str | None, *, repo_id: str) -> None:
+    """Refuse what git would not have as a name: the client makes an address and a path in its cache of it.
+
+    Raises:
+        CheckpointError: it is no revision's name.
+    """
+    if revision is None:
+        return
+    printable = isinstance(revision, str) and revision.isprintable() and not {" ", "\\"} & set(revision)
+    if not printable or not revision or ".." in revision or revision.startswith("/"):
+        raise CheckpointError(
+            f"{repo_id}: revision={shorten(revision)} is no revision; give the name of a branch or a tag, or a whole "
+            "commit (40 hexadecimal digits), or leave it out for the newest on main"
+        )
 
 
 def check_login(token: str | bool | None, *, repo_id: str) -> None:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mms_jax.checkpoint.card import CARD, is_ours
-from mms_jax.checkpoint.hub import REFUSED, Repository, check_login, check_token, one_line, remedy
+from mms_jax.checkpoint.hub import (
+    REFUSED,
+    Repository,
+    check_login,
+    check_revision,
+    check_token,
+    one_line,
+    remedy,
+)
 from mms_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -98,6 +106,7 @@ def open_target(
 
     with _explained(repo_id, lost, token):
         token = check_token(token, repo_id=repo_id)
+        check_revision(revision, repo_id=repo_id)
         check_login(token, repo_id=repo_id)
         api: Any = huggingface_hub.HfApi(token=token)
         made = api.create_repo(repo_id, private=private, exist_ok=True)
