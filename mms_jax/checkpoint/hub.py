@@ -127,8 +127,11 @@ class Repository:
             return self._absent_from_cache(filename, error)
         except errors.EntryNotFoundError:
             return None
-        # The server, the connection or the disk. HTTPError is the base class of whichever HTTP library the hub's uses.
-        except (OSError, errors.HFValidationError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
+        except CheckpointError:
+            raise
+        # The server, the connection, the disk, or (ValueError) the name or a cache in which something stands that the
+        # client did not write. HTTPError is the base class of whichever HTTP library the hub's uses.
+        except (OSError, ValueError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
             raise CheckpointError(f"{self.name}: {self._why_not(filename, error)}") from error
         self._pin(path)
         return path
@@ -150,6 +153,9 @@ class Repository:
                 return f"the repository has no revision {self.revision!r}, so no {filename} of it; {there}"
             case errors.HFValidationError():
                 return f"no such directory, and not a hub name ({self._told(error)})"
+            case ValueError() if (ref := self._damaged_ref()) is not None:
+                again = f"delete {ref.parent.parent}, then load online, which fetches it again"
+                return f"its copy in the hub's cache is damaged ({ref} names no commit); {again}"
         return f"{filename} cannot be fetched ({self._told(error)}); {remedy(error)}"
 
     def _told(self, error: BaseException) -> str:
@@ -163,6 +169,14 @@ class Repository:
         asked = self._commit or self.revision
         commit = asked if asked and _COMMIT.fullmatch(asked) else None
         return Place(cache, repo_folder_name(repo_id=self.repo_id, repo_type="model"), commit, filename)
+
+    def _damaged_ref(self) -> Path | None:
+        """The cache's note of where the branch is, if what stands there can be no commit's name."""
+        place = self._place("")
+        ref = place.cache / place.folder / "refs" / (self.revision or "main")
+        if not ref.is_file() or re.fullmatch(rb"[0-9A-Za-z_-]*", ref.read_bytes()):
+            return None
+        return ref
 
     @property
     def _online(self) -> bool:
