@@ -87,7 +87,7 @@ def test_weights_that_are_not_finite_are_named_when_read(tmp_path: Path, change:
         (lambda v: v["model"].pop("n_heads"), "'n_heads' under 'model' is missing"),
         (lambda v: v["model"].update(n_heads="2"), r"num_attention_heads is '2'.*is 'n_heads' there"),
         (lambda v: v["model"].update(n_layers=3), r"missing: .*attn_layers\.2.*n_layers"),
-        (lambda v: v["model"].update(n_layers=10**9), "'n_layers'.* ask for more tensors than there are"),
+        (lambda v: v["model"].update(n_layers=10**9), "no model has more than .*is 'n_layers' there"),
         (lambda v: v["model"].update(filter_channels=25), r"ffn_layers\.0\.conv_1\.weight has shape.*filter_channels"),
         (lambda v: v["model"].update(use_sdp=False), r"missing: dp\.conv_1.*use_sdp"),
         (lambda v: v["model"].update(gin_channels=8), r"missing: .*cond.*gin_channels"),
