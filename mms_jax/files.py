@@ -43,10 +43,23 @@ def read_json(path: str | PathLike[str], *, error: type[CheckpointError] = Confi
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause})") from cause
     except (ValueError, RecursionError) as cause:  # not UTF-8, not JSON, a number of 5,000 digits, 100,000 brackets
-        raise error(f"{path}: not valid JSON ({cause})") from cause
+        raise error(
+            f"{path}: not valid JSON ({cause}); {fetched_again(path) or 'mend it, or put a copy there'}"
+        ) from cause
     if not isinstance(values, dict):
         raise error(f"{path}: holds a {type(values).__name__}, expected an object")
     return values
+
+
+def fetched_again(path: str | PathLike[str]) -> str:
+    """What helps if a file is damaged that lies in the hub's cache, where each load would find it; else "".
+
+    The file is a link to a blob, or itself in a cache without links: huggingface_hub fetches what is not there.
+    """
+    repository, snapshots, *_ = ("", "", *Path(path).absolute().parts)[-4:]
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return ""
+    return f"delete {Path(path).resolve()}, the copy in the hub's cache, then load it online, which fetches it again"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

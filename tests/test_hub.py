@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -262,28 +261,6 @@ def test_offline_a_revision_is_looked_up_in_the_cache(revision, offline):
     load_ctc(open_source(REPO, revision=revision, **offline))
     with pytest.raises(CheckpointError, match="is not in the local cache"):
         load_ctc(open_source(REPO, **offline))  # main is not cached
-
-
-@pytest.mark.parametrize("text", [b"../../evil", b"\xff\xfe", b"/etc"], ids=["path", "bytes", "root"])
-def test_a_cache_whose_branch_leads_nowhere_is_named_with_what_to_do(offline, text):
-    make_cache(offline["cache_dir"], checkpoint_files())
-    (offline["cache_dir"] / "evil").mkdir()
-    for name, content in checkpoint_files().items():
-        (offline["cache_dir"] / "evil" / name).write_bytes(content)
-    folder = offline["cache_dir"] / f"models--{REPO.replace('/', '--')}"
-    (folder / "refs" / "main").write_bytes(text)
-    with pytest.raises(CheckpointError, match=rf"{REPO}: .*cache is damaged .*{folder}/refs/main.*; delete {folder}, "):
-        load_ctc(open_source(REPO, **offline))
-
-
-def test_online_a_cache_whose_branch_is_no_text_is_named_with_what_to_do(hub, tmp_path):
-    load_ctc(open_source(REPO))
-    folder = tmp_path / "cache" / f"models--{REPO.replace('/', '--')}"
-    (folder / "refs" / "main").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=rf"{REPO}: .*cache is damaged .*; delete {folder}, then load online"):
-        load_ctc(open_source(REPO))
-    shutil.rmtree(folder)
-    load_ctc(open_source(REPO))
 
 
 def test_a_broken_link_in_the_cache_is_a_missing_file(offline):

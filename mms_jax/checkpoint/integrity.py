@@ -46,7 +46,7 @@ def fetch_checked(
         CheckpointError: another checksum; the file was removed from the cache. Whatever ``download`` raises.
     """
     snapshots = place.cache / place.folder / "snapshots"
-    before = set(snapshots.glob(f"*/{place.filename}"))
+    before = {path for path in snapshots.glob(f"*/{place.filename}") if path.exists()}  # not links to nothing
     note = place.cache / _LOCKS / place.folder / (place.filename + _NOTE)
     noted = note.exists()
     if not noted and (not online or (place.commit and snapshots / place.commit / place.filename in before)):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mms_jax.checkpoint.hub import is_filename
 from mms_jax.errors import CheckpointError
-from mms_jax.files import atomic_write, read_json
+from mms_jax.files import atomic_write, fetched_again, read_json
 
 NUMPY_DTYPES = {  # of the kinds of floating-point numbers that are read
     "F64": np.dtype(np.float64),
@@ -94,7 +94,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, ValueError, TypeError, struct.error) as error:
         # TypeError: the library lets an entry be a list, which no writer makes and which has no keys
-        raise CheckpointError(f"{path}: not a valid safetensors file ({error}); fetch or convert it again") from error
+        helps = fetched_again(path) or "fetch or convert it again"
+        raise CheckpointError(f"{path}: not a valid safetensors file ({error}); {helps}") from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
