@@ -176,8 +176,43 @@ def test_a_language_that_is_there_is_replaced_only_when_asked(hub, asr):
 def test_an_adapter_is_not_added_to_another_base(hub, asr, tmp_path):
     other = one_vocabulary(tmp_path / "other", hidden_size=48, num_attention_heads=2, adapter_attn_dim=4)
     hub.add(REPO, {"config.json": (other / "config.json").read_bytes()})
-    refused(lambda: asr.push_adapter_to_hub(REPO, token=WRITER), REPO, "another base")
+    refused(lambda: asr.push_adapter_to_hub(REPO, token=WRITER), REPO, "not this adapter's base", "another repository")
     assert set(hub.repos[REPO].files) == {"config.json"}
+
+
+FLAT = b'{"a": 0, "<pad>": 1, "<s>": 2, "</s>": 3, "<unk>": 4, "|": 5}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("vocab.json", FLAT, "a flat vocabulary; 'fra' cannot be added"),
+        ("vocab.json", b"", "not valid JSON"),
+        ("vocab.json", b"{}", "a non-empty JSON object"),
+        ("vocab.json", b'{"fra": {"a": 0}, "b": 1}', "neither flat nor nested"),
+        ("tokenizer_config.json", b"{", "not valid JSON"),
+        ("added_tokens.json", b"[]", "expected an object"),
+    ],
+)
+def test_a_vocabulary_that_no_adapter_joins_is_named_by_its_repository_with_what_to_do(hub, asr, name, content, why):
+    nested = {"vocab.json": json.dumps({"deu": json.loads(FLAT)}).encode()}
+    before = dict(hub.add(REPO, nested | {name: content}).files)
+    helps = "push to another repository, or the whole model with push_to_hub"
+    message = refused(lambda: asr.push_adapter_to_hub(REPO, token=WRITER), f"{REPO}: {name}: ", why, helps)
+    assert "mms_jax_push" not in message
+    assert hub.repos[REPO].files == before
+
+
+def test_a_base_that_cannot_be_read_is_named_by_its_repository_with_what_to_do(hub, asr):
+    hub.add(REPO, {"config.json": b""})
+    message = refused(lambda: asr.push_adapter_to_hub(REPO, token=WRITER), "not valid JSON", "another repository")
+    assert message.startswith(f"{REPO}: its config.json")
+
+
+def test_parameters_that_cannot_be_saved_are_not_said_to_lie_in_a_file_that_is_gone(hub, asr):
+    params = asr.params | {"lm_head": {name: leaf * np.nan for name, leaf in asr.params["lm_head"].items()}}
+    message = refused(lambda: asr.push_to_hub(REPO, token=WRITER, params=params), f"{REPO}: model.safetensors", "NaN")
+    assert "mms_jax_push" not in message
 
 
 def test_a_change_made_meanwhile_is_an_error_and_not_a_loss(hub, asr, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -13,7 +14,7 @@ from mms_jax.checkpoint.card import CARD, Card
 from mms_jax.checkpoint.hub import Repository
 from mms_jax.checkpoint.publish import Target, open_target
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import CheckpointError, LanguageError
+from mms_jax.errors import CheckpointError, LanguageError, VocabularyError
 from mms_jax.models.trees import Params
 from mms_jax.text.ctc import CTCTokenizer
 
@@ -133,12 +134,16 @@ def push_adapter(
         raise CheckpointError(f"{repo_id}: {name} is there already; overwrite=True replaces it")
 
     def write(directory: Path) -> None:
-        for file in _TOKENIZER_FILES:
-            if (path := target.read(file)) is not None:
-                (directory / file).write_bytes(path.read_bytes())
-        adapter = save(directory)
+        there = {file: path for file in _TOKENIZER_FILES if (path := target.read(file)) is not None}
+        for file, path in there.items():
+            (directory / file).write_bytes(path.read_bytes())
+        try:
+            adapter = save(directory)
+        except VocabularyError as error:
+            instead = "; push to another repository, or the whole model with push_to_hub" if there else ""
+            raise VocabularyError(f"{error}{instead}") from error
         if (config := target.read("config.json")) is not None:
-            _check_base(target, adapter, Wav2Vec2Config.from_file(config))
+            _check_base(target, adapter, config)
         languages.update(CTCTokenizer.from_directory(directory).languages)
 
     languages = {language}
@@ -151,20 +156,24 @@ def push_adapter(
     return _push(target, write, card, message or f"Adapter for {language} pushed with mms_jax")
 
 
-def _check_base(target: Target, adapter: Path, config: Wav2Vec2Config) -> None:
+def _check_base(target: Target, adapter: Path, config: Path) -> None:
     try:
-        load_adapter(adapter, config)
+        load_adapter(adapter, Wav2Vec2Config.from_file(config))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{target.repo_id}: its config.json is another base's, on which this adapter does not fit ({error}); "
-            "choose another repository"
+            f"{target.repo_id}: its config.json is not this adapter's base's, or damaged ({error}); "
+            "push to another repository"
         ) from error
 
 
 def _push(target: Target, write: Callable[[Path], None], card: Card, message: str) -> CommitInfo:
     with tempfile.TemporaryDirectory(prefix="mms_jax_push_") as name:
         directory = Path(name)
-        write(directory)
+        try:
+            write(directory)
+        except CheckpointError as error:  # which names a file that will be gone
+            of_it = str(error).replace(f"{directory}{os.sep}", f"{target.repo_id}: ")
+            raise type(error)(of_it.replace(name, target.repo_id)) from error
         existing = target.card
         if existing is not None:
             (directory / CARD).write_text(card.text(target.repo_id, existing=existing), encoding="utf-8")
