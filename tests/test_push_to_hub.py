@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +17,7 @@ from huggingface_hub import constants
 
 import mms_jax
 from mms_jax.checkpoint.card import PUSHED, TRAINED
-from mms_jax.checkpoint.publish import open_target
+from mms_jax.checkpoint.publish import Target, open_target
 from mms_jax.errors import CheckpointError, TrainingError
 from mms_jax.training.files.output import push_to_hub
 from tests import tts_checkpoints
@@ -227,6 +229,36 @@ def test_a_change_made_meanwhile_is_an_error_and_not_a_loss(hub, asr, monkeypatc
     monkeypatch.setattr(type(asr), "save_adapter", save_late)
     refused(lambda: asr.push_adapter_to_hub(REPO, language="eng", token=WRITER), REPO, "meanwhile", "push again")
     assert repo.files["vocab.json"] == b"somebody else's"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_of_two_that_push_at_once_one_is_told_that_the_other_was_first_and_may_push_again(
+    hub, asr, monkeypatch, exists
+):
+    if exists:
+        hub.add(REPO, {"vocab.json": json.dumps({"deu": json.loads(FLAT)}).encode()})
+    both, commit = threading.Barrier(2, timeout=30), Target.commit
+
+    def commit_together(self, *args, **options):
+        both.wait()
+        return commit(self, *args, **options)
+
+    def push(language: str) -> str | None:
+        try:
+            asr.push_adapter_to_hub(REPO, language=language, token=WRITER)
+        except CheckpointError as error:
+            return f"{language}: {error}"
+
+    open_target(REPO, token=WRITER)
+    monkeypatch.setattr(Target, "commit", commit_together)
+    with ThreadPoolExecutor(2) as pool:
+        (lost,) = filter(None, pool.map(push, ["fra", "eng"]))
+    assert f": {REPO}: not pushed (" in lost
+    assert "somebody else pushed meanwhile, and nothing of this was: push again" in lost
+    assert len(hub.repos[REPO].commits) == 2
+    monkeypatch.setattr(Target, "commit", commit)
+    assert push(lost.partition(":")[0]) is None
+    assert {"fra", "eng"} <= json.loads(hub.repos[REPO].files["vocab.json"]).keys()
 
 
 # ------------------------------------------------------------------------------------------------ cards
