@@ -11,7 +11,7 @@ from pathlib import Path
 from convert.conversion import Conversion
 from convert.detect import TARGETS, convert, opened
 from convert.fairseq import Options
-from convert.writing import REPORT, write
+from convert.writing import REPORT, check_free, write
 from mms_jax.checkpoint.checks import check_checkpoint
 from mms_jax.checkpoint.hub import Directory
 from mms_jax.errors import MMSError
@@ -56,12 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop-activation", action="store_true", help="convert an identifier without its activation")
     options = parser.parse_args(arguments)
     wav2vec2 = Options(
-        options.languages, options.base_language, options.dictionary, options.config, options.drop_activation
+        [tag for tags in options.languages for tag in tags.split(",") if tag],
+        options.base_language,
+        options.dictionary,
+        options.config,
+        options.drop_activation,
     )
     if arguments is None:
         for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was begun is removed
             signal.signal(number, lambda *_: sys.exit(_INTERRUPTED))
     try:
+        check_free(options.out)  # before gigabytes are read
         with opened(options.source) as source:
             conversion = convert(source, to=options.to, language=options.language, options=wav2vec2)
             _tell(conversion)

@@ -19,6 +19,8 @@ from convert.pickled import ADAPTER, PICKLED, PICKLED_INDEX, bare, convert_pickl
 from convert.torch_files import StoredTensor, read_torch_file
 from convert.vits import EMBEDDING, GENERATOR, convert_vits, vits_to_original
 from mms_jax.checkpoint.weights import INDEX, WEIGHTS
+from mms_jax.config import VitsConfig
+from mms_jax.files import read_json
 
 TARGETS = ("huggingface", "fairseq", "vits", "bin")
 DEFAULTS = Options()
@@ -103,6 +105,7 @@ def convert(
     if to != "huggingface":
         only()
         return _back(source, to)
+    source = _only_file(source)
     if source.is_dir() or ADAPTER.fullmatch(source.name):
         is_voice = source.is_dir() and any(GENERATOR.fullmatch(path.name) for path in source.iterdir())
         only(*(["language"] if is_voice else []))
@@ -124,6 +127,19 @@ def convert(
         f"{source}: holds {_described(held)}; that is neither wav2vec2 of fairseq or omnilingual ASR, nor VITS, nor "
         "tensors by name"
     )
+
+
+def _only_file(source: Path) -> Path:
+    """The one checkpoint in a directory that has nothing else to convert, such as what ``--to fairseq`` makes."""
+    if not source.is_dir():
+        return source
+    names = {path.name for path in source.iterdir()}
+    if names & {WEIGHTS, INDEX, PICKLED, PICKLED_INDEX} or any(
+        GENERATOR.fullmatch(n) or ADAPTER.fullmatch(n) for n in names
+    ):
+        return source
+    files = [name for name in names if name.endswith((".pt", ".pth"))]
+    return source / files[0] if len(files) == 1 else source
 
 
 def _is_voice(held: Any) -> bool:
@@ -156,6 +172,10 @@ def _back(source: Path, to: str) -> Conversion:
         raise ConversionError(
             f"{source}: --to {to} converts a directory of the Hugging Face layout, with its config.json"
         )
+    is_voice = read_json(source / "config.json", error=ConversionError).get("model_type") == VitsConfig.model_type
+    if to != "bin" and is_voice != (to == "vits"):
+        kind, other = ("a voice", "vits") if is_voice else ("wav2vec2", "fairseq")
+        raise ConversionError(f"{source}: is {kind}, of which --to {other} or --to bin makes something")
     if to == "bin":
         return convert_to_bin(source)
     if to == "fairseq":

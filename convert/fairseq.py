@@ -202,7 +202,8 @@ def _chosen(source: Source, adapters: Mapping[str, Any]) -> list[str]:
     wanted = set(source.options.languages or adapters)
     wanted |= {source.options.base_language} if source.options.base_language is not None else set()
     for language in sorted(wanted - adapters.keys()):
-        near = ", ".join([tag for tag in adapters if tag.startswith(language[:2])][:_SHOWN])
+        tags = list(adapters)
+        near = ", ".join(([tag for tag in tags if tag.startswith(language[:2])] or tags)[:_SHOWN])
         raise LanguageError(
             f"{source.path}: no adapter {language!r} among its {len(adapters)}; languages are taken literally"
             + (f"; near it: {near}" if near else "")

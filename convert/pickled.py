@@ -18,6 +18,7 @@ from mms_jax.files import MAX_JSON_BYTES, read_json
 
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+CONFIG = "config.json"
 ADAPTER = re.compile(r"adapter\.([A-Za-z0-9_-]+)\.(bin|safetensors)")
 _WEIGHTS = re.compile(r"(pytorch_model|adapter\.).*\.bin|.*\.safetensors|.*\.index\.json|report\.json")
 _OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -30,6 +31,9 @@ def convert_pickled(source: Path) -> Conversion:
         ConversionError: no pickled weights there, or they hold anything but tensors by name.
     """
     directory, single = (source.parent, source) if source.is_file() else (source, None)
+    alone = single is not None and ADAPTER.fullmatch(single.name) is not None
+    if single is not None and not alone and not (directory / CONFIG).is_file():
+        raise ConversionError(f"{source}: a model's weights without {CONFIG} beside them, which nobody can load")
     files: dict[str, list[Part]] = {}
     unused: dict[str, str] = {}
     paths = (
@@ -53,7 +57,7 @@ def convert_pickled(source: Path) -> Conversion:
     return Conversion(
         "pickled weights in the Hugging Face layout",
         files,
-        {} if single else _texts(directory),
+        {} if alone else _texts(directory),
         unused=unused,
         notes=[] if single else _left_behind(directory),
     )

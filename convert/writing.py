@@ -38,11 +38,9 @@ def write(conversion: Conversion, out: Path, *, source: str, check: Callable[[Pa
             nothing is left then. CheckpointError: what ``check`` raises.
     """
     new = not out.exists()
+    check_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = sorted(path.name for path in out.iterdir())
-        if found:
-            raise ConversionError(f"{out}: holds {found[0]} already; name a new directory, or an empty one")
         partial = out / f".partial-{secrets.token_hex(4)}"
         partial.mkdir()
     except OSError as error:
@@ -66,6 +64,15 @@ def write(conversion: Conversion, out: Path, *, source: str, check: Callable[[Pa
             ) from error
         raise
     return report
+
+
+def check_free(out: Path) -> None:
+    """Raise ConversionError unless a directory can be made there, or is there and empty."""
+    if out.exists() and not out.is_dir():
+        raise ConversionError(f"{out}: is a file; name a new directory, or an empty one")
+    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if found:
+        raise ConversionError(f"{out}: holds {found[0]} already; name a new directory, or an empty one")
 
 
 def _write_report(report: Mapping[str, Any], path: Path) -> None:

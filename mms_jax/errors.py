@@ -21,6 +21,10 @@ class NumericsError(MMSError, ArithmeticError):
     """A model whose output is NaN or infinite; the message names the item and the dtype."""
 
 
+class DeviceMemoryError(MMSError, MemoryError):
+    """A device without memory for even one item of a batch; the message names its length and the remedy."""
+
+
 class CheckpointError(MMSError, ValueError):
     """A checkpoint that is wrong or incomplete; the message names the file and the tensor or key."""
 

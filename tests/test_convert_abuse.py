@@ -313,3 +313,32 @@ def test_an_interrupted_conversion_leaves_nothing(small, tmp_path, number):
     assert process.returncode == 130
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------- a newcomer's mistakes
+
+
+def test_weights_without_a_config_are_no_checkpoint(tmp_path, capsys):
+    torch.save({"lm_head.weight": torch.ones(2, 3)}, tmp_path / "state.pt")
+    assert "without config.json beside them" in failure(capsys, tmp_path / "state.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_one_checkpoint_is_that_checkpoint(mms, tmp_path):
+    assert run(mms, tmp_path / "there", "--to", "fairseq") == 0
+    assert run(tmp_path / "there", tmp_path / "back", "--languages", "eng,fra") == 0
+    assert sorted(path.name for path in (tmp_path / "back").glob("adapter.*")) == [
+        "adapter.eng.safetensors",
+        "adapter.fra.safetensors",
+    ]
+
+
+def test_the_wrong_way_back_names_the_right_one(mms, tmp_path, capsys):
+    assert "of which --to fairseq or --to bin makes something" in failure(capsys, mms, tmp_path / "o", "--to", "vits")
+
+
+def test_a_place_that_is_taken_is_told_before_anything_is_read(small, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    error = failure(capsys, tmp_path / "not-there.pt", tmp_path / "out")
+    assert "is a file; name a new directory" in error
+    assert (tmp_path / "out").read_text() == "mine"

@@ -27,6 +27,7 @@ from mms_jax.files import read_json
 from mms_jax.models import Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from mms_jax.models.trees import Params, flatten, is_adapter_path
 
+_PICKLE = "a pickle, which this library never opens; `python -m convert` makes safetensors of it"
 _LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 # What a config.json's "architectures" are loaded with, for errors.
@@ -249,7 +250,7 @@ def bind_adapter(path: Path, config: Wav2Vec2Config) -> list[Binding]:
         CheckpointError: the config has no adapters, or the file is not an adapter of this architecture.
     """
     if path.suffix == ".bin":
-        raise CheckpointError(f"{path}: a pickle, which this library never opens; `python -m convert` makes safetensors of it")
+        raise CheckpointError(f"{path}: {_PICKLE}")
     tensors = read_header(path)
     head = tensors.get("lm_head.weight")
     vocab_size = head.shape[0] if head is not None and head.shape else config.vocab_size
@@ -279,7 +280,7 @@ def find_adapter(source: Source, language: str) -> Path:
     path = source.find(adapter_filename(language))
     if path is None:
         pickled = f"adapter.{language}.bin"
-        remedy = f" ({pickled} is a pickle, which this library never opens: `python -m convert` makes safetensors of it)" if pickled in source.filenames() else ""
+        remedy = f" ({pickled} is {_PICKLE})" if pickled in source.filenames() else ""
         raise LanguageError(f"{language!r} has no {adapter_filename(language)} in {source.name}{remedy}")
     return path
 

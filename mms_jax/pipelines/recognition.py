@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.config import Wav2Vec2Config
-from mms_jax.errors import CheckpointError, LanguageError, MMSError
+from mms_jax.errors import CheckpointError, DeviceMemoryError, LanguageError, MMSError
 from mms_jax.features import FeatureExtractor
 from mms_jax.models import Wav2Vec2ForCTC
 from mms_jax.models.trees import Params, merge_trees, stack_layers, unstack_layers
@@ -48,29 +48,54 @@ class Heard(NamedTuple):
     vocabulary: CTCVocabulary  # of which these are tokens
 
 
+class Work(NamedTuple):
+    """A batch to be computed, whose parts can be computed by themselves."""
+
+    indices: Sequence[int]
+    waveforms: Waveforms
+    keeps: Sequence[slice]
+    alphabets: Sequence[Alphabet]
+    adapters: Params  # every leaf with a leading axis of rows
+
+    def rows(self, start: int, stop: int) -> Work:
+        """Some of it."""
+        part = slice(start, stop)
+        own = jax.tree.map(lambda leaf: leaf[part], self.adapters)
+        waveforms = Waveforms(*(field[part] for field in self.waveforms))
+        return Work(self.indices[part], waveforms, self.keeps[part], self.alphabets[part], own)
+
+
 class Call:
-    """A batch that the device computes, or has computed."""
+    """A batch that the device computes, or has computed; in halves where it has no memory for the whole."""
 
     def __init__(
         self,
-        indices: Sequence[int],
-        keeps: Sequence[slice],
-        alphabets: Sequence[Alphabet],
-        outputs: dict[str, jax.Array],
+        work: Work,
+        run: Callable[[Work], dict[str, jax.Array] | None],
+        too_large: set[tuple[int, ...]],
         *,
         detail: Detail,
     ):
-        self._indices = indices
-        self._keeps = keeps
-        self._alphabets = alphabets
+        self._work = work
+        self._too_large = too_large  # shapes for which there was no memory, those found here among them
+        self._run = run
+        self._indices, _, self._keeps, self._alphabets, _ = work
         self._detail: Detail = detail
-        self._outputs = {name: outputs[name] for name in FETCHED[detail]}
-        for output in self._outputs.values():
+        outputs = run(work)
+        self._outputs = None if outputs is None else {name: outputs[name] for name in FETCHED[detail]}
+        for output in (self._outputs or {}).values():
             output.copy_to_host_async()
 
     def results(self) -> Iterator[tuple[int, Heard]]:
-        """Wait for it, and yield (index, what was recognised) for each row."""
-        outputs = {name: np.asarray(output) for name, output in self._outputs.items()}
+        """Wait for it, and yield (index, what was recognised) for each row.
+
+        Raises:
+            DeviceMemoryError: the device has no memory for a single row.
+        """
+        outputs = self._fetched()
+        if outputs is None:
+            yield from self._in_halves()
+            return
         for row, (index, keep, alphabet) in enumerate(zip(self._indices, self._keeps, self._alphabets, strict=True)):
             own = {name: output[row] for name, output in outputs.items()}
             if self._detail == "tokens":
@@ -78,6 +103,32 @@ class Call:
             else:
                 what = _frames(own, keep, alphabet.vocab_size)
             yield index, Heard(what, bool(own["finite"]), alphabet.vocabulary)
+
+    def _fetched(self) -> dict[str, np.ndarray] | None:
+        """What was computed; None if it could not be, for want of memory."""
+        waiting, self._outputs = self._outputs, None  # nothing of it is held while halves are computed
+        try:
+            return None if waiting is None else {name: np.asarray(output) for name, output in waiting.items()}
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._too_large.add(self._work.waveforms.samples.shape)
+            return None
+
+    def _in_halves(self) -> Iterator[tuple[int, Heard]]:
+        num_rows = len(self._indices)
+        if num_rows == 1:
+            seconds = self._work.waveforms.samples.shape[1] / SAMPLING_RATE
+            raise DeviceMemoryError(
+                f"{jax.devices()[0]}: out of memory for a single row of {seconds:g} s; take a smaller chunk_length_s, "
+                "adapter_memory or dtype, or close what else uses it"
+            )
+        for start, stop in ((0, num_rows // 2), (num_rows // 2, num_rows)):
+            yield from Call(self._work.rows(start, stop), self._run, self._too_large, detail=self._detail).results()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 class Lost(NamedTuple):
@@ -112,6 +163,7 @@ class Recognition:
         self._scan_layers = scan_layers
         self._lock = threading.Lock()
         self._compiled: dict[tuple[int, ...], Any] = {}
+        self._too_large: set[tuple[int, ...]] = set()  # shapes of batches that the device had no memory for
 
     @property
     def num_compiled(self) -> int:
@@ -156,8 +208,8 @@ class Recognition:
                 now, rows = rows[: len(gathered.alphabets)], rows[len(gathered.alphabets) :]
                 indices = [batch.indices[row] for row in now]
                 kept = [keeps[index] for index in indices]
-                outputs = self._run(gathered.leaves, batch.rows(now), kept, gathered.alphabets)
-                yield Call(indices, kept, gathered.alphabets, outputs, detail=detail)
+                work = Work(indices, batch.rows(now), kept, gathered.alphabets, gathered.leaves)
+                yield Call(work, self._run, self._too_large, detail=detail)
 
     def unreadable(self, tag: Tag) -> MMSError | None:
         """Why a language cannot be recognised though it is one of the model's; None where it can."""
@@ -179,12 +231,20 @@ class Recognition:
             compile_for((num_rows, num_samples))
             self._executable(adapters, num_rows, num_samples)
 
-    def _run(
-        self, adapters: Params, waveforms: Waveforms, keeps: Sequence[slice], alphabets: Sequence[Alphabet]
-    ) -> dict[str, jax.Array]:
-        reading = readings(keeps, [alphabet.vocabulary for alphabet in alphabets])
-        executable = self._executable(adapters, *waveforms.samples.shape)
-        return executable(self._base, adapters, *on_device(waveforms), reading)
+    def _run(self, work: Work) -> dict[str, jax.Array] | None:
+        """The outputs of a batch; None where the device has no memory for it, now or when it was last tried."""
+        shape = work.waveforms.samples.shape
+        if len(work.indices) > 1 and shape in self._too_large:
+            return None
+        reading = readings(work.keeps, [alphabet.vocabulary for alphabet in work.alphabets])
+        try:
+            executable = self._executable(work.adapters, *shape)
+            return executable(self._base, work.adapters, *on_device(work.waveforms), reading)
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._too_large.add(shape)
+            return None
 
     def _executable(self, adapters: Params, num_rows: int, num_samples: int) -> Any:
         key = num_rows, num_samples, adapters["lm_head"]["kernel"].shape[-1]
