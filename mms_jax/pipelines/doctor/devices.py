@@ -36,10 +36,10 @@ def with_device(check: Callable[[], Iterable[Finding]]) -> Callable[[], Iterator
     """The check, which is not made where jax has no device: then it could only say so in other words."""
 
     def run() -> Iterator[Finding]:
-        if (fault := _fault()) is None:
+        if _fault() is None:
             yield from check()
-        else:
-            yield problem("not made, as jax has no device", fault.remedy)
+        else:  # one cause is one problem
+            yield warning("not made, as jax has no device")
 
     return run
 
@@ -48,15 +48,19 @@ def _fault() -> Finding | None:
     """What is wrong if jax has no device."""
     try:
         jax.devices()
-    except (
-        AssertionError,
-        RuntimeError,
-    ) as error:  # of jax 0.10, for a platform without its plugin, or without a device
+    except (AssertionError, RuntimeError) as error:  # of jax 0.10: a platform without its plugin, or without a device
         chosen = os.environ.get("JAX_PLATFORMS")
-        why = str(error) or type(error).__name__
-        asked = f" with JAX_PLATFORMS={chosen}" if chosen else ""
-        return problem(f"jax has no device{asked} ({why})", "unset JAX_PLATFORMS" if chosen else INSTALL)
+        if not chosen:
+            return problem(f"jax has no device ({_why(error)})", INSTALL)
+        for_gpus = f"{INSTALL}  # or, for the CPU: " if "cuda" in chosen and not _plugins() else ""
+        return problem(
+            f"jax has no device with JAX_PLATFORMS={chosen} ({_why(error)})", f"{for_gpus}unset JAX_PLATFORMS"
+        )
     return None
+
+
+def _why(error: Exception) -> str:
+    return str(error) or "its part for that is not installed"
 
 
 def _memory(device: Any) -> str:
