@@ -78,7 +78,7 @@ def test_a_platform_that_cannot_be_had_is_one_problem_and_keeps_checks_that_need
     assert finding.status == Status.PROBLEM
     assert "jax has no device with JAX_PLATFORMS=cuda (" in finding.text
     assert "AssertionError" not in finding.text
-    assert finding.remedy == "pip install --upgrade 'mms-jax[cuda]'  # or, for the CPU: unset JAX_PLATFORMS"
+    assert finding.remedy == "pip install --upgrade 'mms-jax[cuda]'; or, for the CPU, unset JAX_PLATFORMS"
     for check in (check.run for check in CHECKS if check.section == "Self-test"):
         finding = only(check)
         assert (finding.status, finding.text) == (Status.WARNING, "not made, as jax has no device")

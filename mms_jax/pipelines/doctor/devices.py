@@ -39,7 +39,7 @@ def with_device(check: Callable[[], Iterable[Finding]]) -> Callable[[], Iterator
         if _fault() is None:
             yield from check()
         else:  # one cause is one problem
-            yield warning("not made, as jax has no device")
+            yield warning("not made, as jax has no device", "mend that first")
 
     return run
 
@@ -52,7 +52,7 @@ def _fault() -> Finding | None:
         chosen = os.environ.get("JAX_PLATFORMS")
         if not chosen:
             return problem(f"jax has no device ({_why(error)})", INSTALL)
-        for_gpus = f"{INSTALL}  # or, for the CPU: " if "cuda" in chosen and not _plugins() else ""
+        for_gpus = f"{INSTALL}; or, for the CPU, " if "cuda" in chosen and not _plugins() else ""
         return problem(
             f"jax has no device with JAX_PLATFORMS={chosen} ({_why(error)})", f"{for_gpus}unset JAX_PLATFORMS"
         )
