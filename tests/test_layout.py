@@ -217,9 +217,9 @@ def test_a_docstring_nobody_wrote_does_not_count():
 
 def test_the_readme_maps_the_whole_package():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    layout = next((block for block in blocks if re.search(r"^\W*mms_jax/", block, re.MULTILINE)), "")
-    mapped = set(re.findall(r"[\w.-]+(?:/|\.\w+)", layout))
+    layout = re.search(r"^## Layout\n+```\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert layout is not None
+    mapped = set(re.findall(r"[\w.-]+(?:/|\.\w+)", layout[1]))
     parts = [path for path in (ROOT / "mms_jax").iterdir() if not path.name.startswith((".", "__pycache__"))]
     assert sorted({f"{path.name}/" if path.is_dir() else path.name for path in parts} - mapped) == []
 
