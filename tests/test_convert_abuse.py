@@ -300,7 +300,8 @@ def test_a_full_disk_is_named_and_nothing_is_left(small, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_conversion_leaves_nothing(small, tmp_path, number):
     """Stopped while it writes: the program is held there until the signal comes."""
-    hold = "import convert.writing as w, time; w._write_report = lambda *_: time.sleep(60)"
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background it is ignored
+    hold = f"{heed}; import convert.writing as w, time; w._write_report = lambda *_: time.sleep(60)"
     arguments = ["convert", str(small[0]), str(tmp_path / "out")]
     code = f"{hold}; import sys; from convert.__main__ import main; sys.argv = {arguments}; sys.exit(main())"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
