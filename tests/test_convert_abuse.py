@@ -304,13 +304,16 @@ def test_an_interrupted_conversion_leaves_nothing(small, tmp_path, number):
     hold = f"{heed}; import convert.writing as w, time; w._write_report = lambda *_: time.sleep(60)"
     arguments = ["convert", str(small[0]), str(tmp_path / "out")]
     code = f"{hold}; import sys; from convert.__main__ import main; sys.argv = {arguments}; sys.exit(main())"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/.partial-*/config.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not list(tmp_path.glob("out/.partial-*/config.json")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.send_signal(number)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()  # in vain, if all is well
     assert process.returncode == 130
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
