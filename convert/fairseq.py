@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.conversion import Conversion, ConversionError, Part, Texts
-from convert.fairseq_config import Settings, config_json, read_settings
+from convert.fairseq_config import Settings, config_json, feature_extractor, read_settings
 from convert.fairseq_dictionary import ctc_vocabulary, labels, read_dictionary
 from convert.fairseq_names import FINETUNED, PRETRAINED, names
 from convert.renaming import Tensor, to_huggingface
 from convert.torch_files import StoredTensor
 from mms_jax.checkpoint.wav2vec2 import adapter_filename
+from mms_jax.checkpoint.weights import WEIGHTS
 from mms_jax.errors import LanguageError
 from mms_jax.files import read_json
 
-MODEL = "model.safetensors"
 DEFAULT_BASE = "eng"  # the language whose adapter and head the published base weights hold
 HEAD = "lm_head.weight"
 _SHOWN = 12
@@ -133,16 +133,8 @@ def _config(source: Source, parts: Sequence[Part], *, finetuned: bool) -> tuple[
 
 
 def _feature_extractor(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """preprocessor_config.json; models with group norm were trained without masks."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": settings.task.get("sample_rate", 16_000),
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": bool(settings.task.get("normalize", settings.model.get("normalize", True))),
-        "return_attention_mask": config.get("feat_extract_norm", "group") == "layer",
-    }
+    normalize = bool(settings.task.get("normalize", settings.model.get("normalize", True)))
+    return feature_extractor(config, normalize=normalize, sampling_rate=settings.task.get("sample_rate", 16_000))
 
 
 # --------------------------------------------------------------------------------------------------------- recognition
@@ -160,7 +152,7 @@ def _recogniser(source: Source) -> Conversion:
     )
     vocabulary = ctc_vocabulary(dictionary, size=_rows(parts, HEAD), source=str(source.path))
     texts = _recogniser_files(source, parts, vocabulary, language=None)
-    return Conversion("fairseq wav2vec2 with a CTC head", {MODEL: parts}, texts, unused=source.unused)
+    return Conversion("fairseq wav2vec2 with a CTC head", {WEIGHTS: parts}, texts, unused=source.unused)
 
 
 def _with_adapters(source: Source, adapters: Mapping[str, Mapping[str, Any]]) -> Conversion:
@@ -184,8 +176,8 @@ def _with_adapters(source: Source, adapters: Mapping[str, Mapping[str, Any]]) ->
     unused |= {f"adapter.{name}": "a language that was not asked for" for name in adapters if name not in languages}
     texts = _recogniser_files(source, whole, vocabularies, language=base)
     kind = f"fairseq wav2vec2 with a CTC head and {len(languages)} of {len(adapters)} adapters"
-    notes = [f"{MODEL} holds the adapter and head of {base}"]
-    return Conversion(kind, {MODEL: whole, **files}, texts, unused=source.unused | unused, notes=notes)
+    notes = [f"{WEIGHTS} holds the adapter and head of {base}"]
+    return Conversion(kind, {WEIGHTS: whole, **files}, texts, unused=source.unused | unused, notes=notes)
 
 
 def _adapters(source: Source) -> Mapping[str, Mapping[str, Any]]:
@@ -267,7 +259,7 @@ def _identifier(source: Source) -> Conversion:
     }
     texts: Texts = {"config.json": config, "preprocessor_config.json": _feature_extractor(config, settings)}
     kind = f"fairseq wav2vec2 that identifies {len(named)} languages"
-    return Conversion(kind, {MODEL: parts}, texts, unused=source.unused, notes=notes)
+    return Conversion(kind, {WEIGHTS: parts}, texts, unused=source.unused, notes=notes)
 
 
 def _activation(source: Source, settings: Settings) -> list[str]:
@@ -303,4 +295,4 @@ def _pretrained(source: Source) -> Conversion:
         }
     config["architectures"] = ["Wav2Vec2ForPreTraining"]
     texts: Texts = {"config.json": config, "preprocessor_config.json": _feature_extractor(config, settings)}
-    return Conversion("fairseq wav2vec2, pretrained", {MODEL: parts}, texts, unused=source.unused)
+    return Conversion("fairseq wav2vec2, pretrained", {WEIGHTS: parts}, texts, unused=source.unused)

@@ -10,7 +10,7 @@ from convert.conversion import Conversion, ConversionError, Part
 from convert.fairseq_dictionary import DICTIONARY, RENAMED, SPECIAL
 from convert.fairseq_names import FINETUNED, PRETRAINED, names
 from convert.pickled import ADAPTER
-from convert.renaming import Tensor, to_original
+from convert.renaming import Tensor, old_spelling, to_original
 from convert.safe_tensors import stored
 from convert.torch_files import Record
 from mms_jax.checkpoint import Directory, load_feature_extractor, open_weights, read_labels, require
@@ -92,11 +92,7 @@ def _pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _originals(tensors: Mapping[str, Tensor], config: Wav2Vec2Config, prefix: str, source: str) -> list[Part]:
     table = names(prefix=prefix, group_norm=config.feat_extract_norm == "group")
-    new, old = ("parametrizations.weight.original0", "weight_g"), ("parametrizations.weight.original1", "weight_v")
-    parts = to_original(tensors, table, source=source)
-    for spelling in (new, old):
-        parts = [part._replace(target=part.target.replace(*spelling)) for part in parts]
-    return parts
+    return [part._replace(target=old_spelling(part.target)) for part in to_original(tensors, table, source=source)]
 
 
 def _dictionaries(directory: Path, config: Wav2Vec2Config) -> dict[str, Any]:

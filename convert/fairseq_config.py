@@ -124,6 +124,21 @@ def config_json(settings: Settings, parts: Sequence[Part], *, source: str) -> di
     return config
 
 
+def feature_extractor(
+    config: Mapping[str, Any], *, normalize: bool = True, sampling_rate: int = 16_000
+) -> dict[str, Any]:
+    """preprocessor_config.json; models with group norm were trained without masks."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": sampling_rate,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": normalize,
+        "return_attention_mask": config.get("feat_extract_norm", "group") == "layer",
+    }
+
+
 def shaped(shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, Any]:
     """The attributes of config.json that shapes of an encoder tell, by name of the Hugging Face layout."""
     try:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.conversion import Conversion, ConversionError, Part, Texts
-from convert.fairseq_config import shaped
+from convert.fairseq_config import feature_extractor, shaped
 from convert.renaming import Name, Tensor, affine, to_huggingface, weight_normed
 from convert.sentencepiece import WORD_BOUNDARY, read_pieces
 from convert.torch_files import StoredTensor
+from mms_jax.checkpoint.weights import WEIGHTS
 from mms_jax.files import read_json
 
-MODEL = "model.safetensors"
 HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 48): 16, (2048, 60): 16, (2048, 128): 16}  # by width and depth
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
@@ -100,10 +100,10 @@ def convert_omnilingual(path: Path, held: Any, *, tokenizer: Path | None, stated
     config = read_json(stated, error=ConversionError) if stated else _config(parts, path, pre_norm=norms is PRE_NORM)
     if pretrained:
         config["architectures"] = ["Wav2Vec2ForPreTraining"]
-        texts: Texts = {"config.json": config, "preprocessor_config.json": _feature_extractor(config)}
-        return Conversion("omnilingual ASR's wav2vec2, pretrained", {MODEL: parts}, texts, unused=unused)
+        texts: Texts = {"config.json": config, "preprocessor_config.json": feature_extractor(config)}
+        return Conversion("omnilingual ASR's wav2vec2, pretrained", {WEIGHTS: parts}, texts, unused=unused)
     texts, notes = _recogniser(config, parts, tokenizer, path)
-    return Conversion("omnilingual ASR's wav2vec2 with a CTC head", {MODEL: parts}, texts, unused=unused, notes=notes)
+    return Conversion("omnilingual ASR's wav2vec2 with a CTC head", {WEIGHTS: parts}, texts, unused=unused, notes=notes)
 
 
 def _config(parts: Sequence[Part], path: Path, *, pre_norm: bool) -> dict[str, Any]:
@@ -142,18 +142,6 @@ def _config(parts: Sequence[Part], path: Path, *, pre_norm: bool) -> dict[str, A
     }
 
 
-def _feature_extractor(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": 16_000,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": True,
-        "return_attention_mask": config["feat_extract_norm"] == "layer",
-    }
-
-
 def _recogniser(
     config: dict[str, Any], parts: Sequence[Part], tokenizer: Path | None, path: Path
 ) -> tuple[Texts, list[str]]:
@@ -186,6 +174,6 @@ def _recogniser(
             "replace_word_delimiter_char": " ",
             "do_lower_case": False,
         },
-        "preprocessor_config.json": _feature_extractor(config),
+        "preprocessor_config.json": feature_extractor(config),
     }
     return texts, [f"the blank is id 0, {blank!r} there and '<pad>' here"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.conversion import Conversion, ConversionError, Part, Texts
-from convert.renaming import Tensor
+from convert.renaming import Tensor, old_spelling
 from convert.safe_tensors import StoredSafely, stored
 from convert.torch_files import StoredTensor, read_torch_file
 from mms_jax.checkpoint import Directory, open_weights
@@ -21,7 +21,6 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 ADAPTER = re.compile(r"adapter\.([A-Za-z0-9_-]+)\.(bin|safetensors)")
 _WEIGHTS = re.compile(r"(pytorch_model|adapter\.).*\.bin|.*\.safetensors|.*\.index\.json|report\.json")
-_OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
 def convert_pickled(source: Path) -> Conversion:
@@ -135,9 +134,7 @@ def convert_to_bin(directory: Path) -> Conversion:
 def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
     parts = {}
     for name, tensor in tensors.items():
-        target = name
-        for new, old in _OLD_SPELLING.items():
-            target = f"{name.removesuffix(new)}{old}" if name.endswith(f".{new}") else target
+        target = old_spelling(name)
         parts[target] = Part(target, (name,), tensor.dtype, tuple(tensor.shape), tensor.read)
     return parts
 

@@ -15,6 +15,7 @@ import numpy as np
 from convert.conversion import ConversionError, Part
 
 _SHOWN = 8
+OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
 class Tensor(Protocol):
@@ -72,8 +73,16 @@ def affine(original: str, huggingface: str, way: Way = Way.SAME) -> tuple[Name, 
 
 def weight_normed(original: str, huggingface: str) -> tuple[Name, ...]:
     """A weight-normed convolution, as torch spelled it before 2.0 and since."""
-    ends = "weight_g", "weight_v", "parametrizations.weight.original0", "parametrizations.weight.original1", "bias"
+    ends = (*OLD_SPELLING.values(), *OLD_SPELLING, "bias")
     return tuple(Name(f"{original}.{end}", f"{huggingface}.{end}") for end in ends)
+
+
+def old_spelling(name: str) -> str:
+    """A tensor's name as torch spelled weight norms before 2.0."""
+    for new, old in OLD_SPELLING.items():
+        if name.endswith(f".{new}"):
+            return f"{name.removesuffix(new)}{old}"
+    return name
 
 
 def prefixed(names: Sequence[Name], original: str, huggingface: str) -> tuple[Name, ...]:

@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from convert.conversion import ConversionError, Part
-from convert.renaming import Tensor
+from convert.renaming import OLD_SPELLING, Tensor
 from convert.vits_names import HINTS, Entry, Norm
 
 FLOAT32 = np.dtype(np.float32)  # of what is written: both sides compute in it, whatever their files hold
 FLOATS = tuple(np.dtype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
-OLD_SPELLING = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 SHOWN = 8
 
 

@@ -48,7 +48,7 @@ def models():
             rest = {
                 name: tensor for name, tensor in base.items() if "adapter_layer" not in name and "lm_head" not in name
             }
-            model.load_state_dict(rest, strict=False)  # adapter and head are its own
+            model.load_state_dict(rest, strict=False)  # not strict: adapter and head stay its own
         found[language] = model
     return found
 
@@ -62,7 +62,7 @@ def original(models, tmp_path_factory):
         for name, tensor in models["eng"].state_dict().items()
         if "lm_head" not in name and "adapter_layer" not in name
     }
-    own.load_state_dict(rest, strict=False)  # likewise
+    own.load_state_dict(rest, strict=False)  # not strict: adapter and head are of no language
     with fairseq_dictionary() as dictionary:
         adapters = {}
         for language, model in models.items():

@@ -56,7 +56,7 @@ def fetch_checked(
         note.touch()
     try:
         path = Path(download())
-    except Exception:  # nothing came; after an interruption the note stays
+    except Exception:  # raised again, whatever it is: nothing came, so there is nothing to compare later
         if not noted:
             _remove(note)
         raise
