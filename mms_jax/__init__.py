@@ -15,11 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mms_jax.errors import (
+    AlignmentError,
     AudioError,
     CacheError,
     CheckpointError,
     ConfigError,
     LanguageError,
+    LanguageModelError,
     MMSError,
     NumericsError,
     SettingError,
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEMO_LID",
     "DEMO_MODEL",
+    "AlignmentError",
     "AudioError",
     "CacheError",
     "Candidate",
@@ -54,6 +57,7 @@ __all__ = [
     "Identification",
     "LanguageError",
     "LanguageIdentifier",
+    "LanguageModelError",
     "MMSError",
     "NumericsError",
     "Segment",

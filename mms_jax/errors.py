@@ -37,6 +37,14 @@ class VocabularyError(CheckpointError):
     """A vocabulary or tokenizer file that is malformed or contradicts the model."""
 
 
+class LanguageModelError(CheckpointError):
+    """A language model or lexicon that is damaged or spells in another alphabet; names the file and what differs."""
+
+
+class AlignmentError(MMSError, ValueError):
+    """Text that cannot be aligned with this audio; the message gives the numbers, or the word, and the remedy."""
+
+
 class SettingError(MMSError, ValueError):
     """A setting out of its range; the message names it, its value and the range."""
 
