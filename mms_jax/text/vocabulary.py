@@ -87,6 +87,17 @@ class CTCVocabulary:
         return self.tokens.get(self.unk_token)
 
     @property
+    def delimiter_id(self) -> int | None:
+        """The id of the word delimiter; None where words are not parted."""
+        return self._ids.get(self.word_delimiter_token) if self.word_delimiter_token in self.tokens else None
+
+    @cached_property
+    def letters(self) -> dict[str, int]:
+        """Every token that is part of a word, and its id: neither special tokens nor the word delimiter."""
+        outside = {*self._special, self.word_delimiter_token}
+        return {name: id_ for name, id_ in self._ids.items() if name not in outside}
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The token of every id, in order of id."""
         return self._names
