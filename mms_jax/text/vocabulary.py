@@ -89,7 +89,7 @@ class CTCVocabulary:
     @property
     def delimiter_id(self) -> int | None:
         """The id of the word delimiter; None where words are not parted."""
-        return self._ids.get(self.word_delimiter_token) if self.word_delimiter_token in self.tokens else None
+        return self.tokens.get(self.word_delimiter_token)
 
     @cached_property
     def letters(self) -> dict[str, int]:
