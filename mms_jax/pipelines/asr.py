@@ -27,17 +27,21 @@ from mms_jax.models.layers import fold_weight_norm
 from mms_jax.models.trees import split_adapter, stack_layers
 from mms_jax.pipelines.adapted import AdaptedModel
 from mms_jax.pipelines.adapters import AdapterStore
+from mms_jax.pipelines.alignment import Alignment, make_jobs, texts_of
+from mms_jax.pipelines.alignment_text import Stars
 from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
 from mms_jax.pipelines.batching import MAX_DURATION, is_many
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, Chunking, make_chunking
+from mms_jax.pipelines.decoding.decoding import DecodingCache
+from mms_jax.pipelines.decoding.request import HOTWORD_WEIGHT, DecoderName, make_request
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
+from mms_jax.pipelines.finishing import BeamSearch, Finisher, Greedy, finished
 from mms_jax.pipelines.lid import LanguageIdentifier
 from mms_jax.pipelines.recognition import Detail, Recognition
 from mms_jax.pipelines.recordings import Reader, Recording
 from mms_jax.pipelines.results import one_or_all
 from mms_jax.pipelines.routing import AUTO, Router
 from mms_jax.pipelines.settings import check_integer, check_number
-from mms_jax.pipelines.transcription import Times, Transcription, timed
 
 Timestamps = Literal["word", "char"] | None
 
@@ -98,6 +102,10 @@ class SpeechRecognizer(AdaptedModel):
         base = fold_weight_norm(self._base)
         return Recognition(self._config, base, self._bank, extractor, dtype=dtype, scan_layers=scan_layers)
 
+    @cached_property
+    def _decoders(self) -> DecodingCache:
+        return DecodingCache(resolve=self._store.resolve, alphabet=self._bank.alphabet)
+
     def transcribe(
         self,
         audio: Any,
@@ -105,13 +113,24 @@ class SpeechRecognizer(AdaptedModel):
         language: str | Sequence[str] | None = None,
         candidates: Iterable[str] | None = None,
         timestamps: Timestamps = None,
+        lm: str | PathLike[str] | Mapping[str, Any] | None = None,
+        lexicon: Any = None,
+        beam: int | None = None,
+        lm_weight: float | None = None,
+        word_score: float | None = None,
+        hotwords: Iterable[str] | Mapping[str, Iterable[str]] | None = None,
+        hotword_weight: float = HOTWORD_WEIGHT,
+        num_best: int = 1,
+        decoder: DecoderName | None = None,
         batch_size: int = 8,
         chunk_length_s: float = CHUNK_LENGTH,
         stride_length_s: float | tuple[float, float] | None = None,
         max_duration: float = math.inf,
         progress: bool | None = None,
     ) -> Any:
-        """Recognise speech by greedy CTC decoding, in any mix of languages and lengths.
+        """Recognise speech in any mix of languages and lengths, by greedy CTC decoding or a beam search.
+
+        Any of ``lm``, ``lexicon``, ``beam``, ``hotwords``, ``num_best`` and ``decoder`` asks for a beam search.
 
         Args:
             audio: a path, bytes, a binary file object, a float array at 16 kHz, (array, rate), a ``datasets`` audio
@@ -120,6 +139,19 @@ class SpeechRecognizer(AdaptedModel):
                 not silent); default the one chosen by ``load_asr`` or ``load_adapter``.
             candidates: with "auto", the only languages to consider.
             timestamps: "word" or "char" to have ``words``, ``chars`` and ``segments`` too.
+            lm: an n-gram language model: an ARPA file, a KenLM binary, or a directory that a transformers processor
+                with a language model wrote; of letters (a word's end is "|") or of words, which are the lexicon then.
+                {language: one or None} where there are several languages.
+            lexicon: the only words that can be found: a file with "word" or "word  t o k e n s |" on each line, a list
+                of words, or {word: tokens}; {language: one} where ``lm`` has languages.
+            beam: hypotheses that are kept (100).
+            lm_weight: of the language model's log10 probabilities; default that stored with it, or 2.
+            word_score: added for every word; default that stored with it, or 0.
+            hotwords: phrases to be favoured, or {language: phrases}.
+            hotword_weight: added for each of them, whole and between word boundaries.
+            num_best: how many ``alternatives`` to return.
+            decoder: "flashlight" (default), in processes of its own on the CPU; or "device", in JAX where the model
+                runs: for language models of letters, without a lexicon.
             batch_size: most windows in one forward pass.
             chunk_length_s: audio up to this many seconds is recognised in one pass, longer audio in windows of it.
             stride_length_s: of a window, context on each side, or (left, right); None: a sixth of it.
@@ -135,26 +167,40 @@ class SpeechRecognizer(AdaptedModel):
 
         Raises:
             LanguageError: a language that is not here, where it is to be that of all items; lists of different lengths.
+            LanguageModelError: one that is damaged, or of another alphabet than the language's; shows the difference.
             AudioError: a single item that cannot be used. NumericsError: the model's output for it is not finite. In a
                 list its ``Transcription`` carries the error instead (also that of a language in a list), and the others
                 are what they would be without it.
         """
         if timestamps not in (None, "word", "char"):
             raise SettingError(f"timestamps is {timestamps!r}; it must be 'word', 'char' or None")
+        request = make_request(
+            lm=lm,
+            lexicon=lexicon,
+            beam=beam,
+            lm_weight=lm_weight,
+            word_score=word_score,
+            hotwords=hotwords,
+            hotword_weight=hotword_weight,
+            num_best=num_best,
+            decoder=decoder,
+        )
         items, recordings, many = self._recordings(audio, language)
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
         router = self._router(recordings, candidates)
-        detail = "tokens" if timestamps is None else "frames"
-        reader = self._reader(chunking, batch_size, max_duration, detail=detail, router=router, progress=progress)
-        results: dict[int, Transcription] = {}
+        hop = self._config.samples_per_frame / SAMPLING_RATE
+        if request is None:
+            finisher: Finisher = Greedy(timestamps=timestamps, seconds_per_frame=hop)
+        else:
+            known = [one.tag for one in recordings if not one.undecided and one.error is None]
+            decoding = self._decoders.get(request, known, some_unknown=any(one.undecided for one in recordings))
+            finisher = BeamSearch(decoding, request, timestamps=timestamps, seconds_per_frame=hop)
+        reader = self._reader(
+            chunking, batch_size, max_duration, detail=finisher.detail, router=router, progress=progress
+        )
         with closing(reader.read(items, recordings, many=many)) as complete:
-            for index in complete:
-                results[index] = self._transcription(recordings[index], timestamps)
-                recordings[index].parts = []
-        for index, recording in enumerate(recordings):
-            if recording.error is not None:
-                results[index] = self._transcription(recording, timestamps)
-        return one_or_all([results[index] for index in range(len(items))], many=many)
+            results = finished(complete, recordings, finisher)
+        return one_or_all(results, many=many)
 
     def logits(
         self,
@@ -178,13 +224,66 @@ class SpeechRecognizer(AdaptedModel):
         if any(recording.undecided for recording in recordings):
             raise LanguageError("logits are those of one head, so language='auto' has none; identify it first")
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
-        reader = self._reader(chunking, batch_size, max_duration, detail="logits")
+        reader = self._reader(chunking, batch_size, max_duration, detail="logits", hears_silence=True)
         complete = set(reader.read(items, recordings, many=many))
         for recording in recordings:
             if recording.error is not None:
                 raise recording.error
         assert complete == set(range(len(items)))
-        return [one.logits(vocab_size=self._bank.alphabet(one.tag).vocab_size) for one in recordings]
+        alphabets = [self._bank.alphabet(one.tag) for one in recordings]
+        return [
+            one.logits(vocab_size=alphabet.vocab_size, blank_id=alphabet.vocabulary.blank_id)
+            for one, alphabet in zip(recordings, alphabets, strict=True)
+        ]
+
+    def align(
+        self,
+        audio: Any,
+        text: Any,
+        *,
+        language: str | Sequence[str] | None = None,
+        star: Stars | None = None,
+        romanize: bool | None = None,
+        batch_size: int = 8,
+        chunk_length_s: float = CHUNK_LENGTH,
+        stride_length_s: float | tuple[float, float] | None = None,
+        max_duration: float = math.inf,
+        progress: bool | None = None,
+    ) -> Any:
+        """Find when each word of a known text is said.
+
+        Args:
+            audio: as in ``transcribe``.
+            text: what is said in it, a segment on each line, or a list of segments; of several items a list of texts.
+                A word ``<star>`` stands for any speech. Numbers, punctuation and notes in brackets are not aligned.
+            language: of the audio and its text; one of this checkpoint's. Of a checkpoint without languages: any, for
+                normalising and romanising the text.
+            star: "start" allows for speech before the text, "segments" before, between and behind its segments too.
+            romanize: whether the checkpoint was trained on romanised text, as the multilingual aligner was; None: where
+                it has no languages and no letters but a to z.
+            batch_size, chunk_length_s, stride_length_s, max_duration, progress: as in ``transcribe``.
+
+        Returns:
+            An ``Alignment``, or for a list a list of them in order.
+
+        Raises:
+            AlignmentError: no text, of other letters than the language's, or more than fits into the audio.
+            LanguageError, AudioError, NumericsError: as ``transcribe``; in a list the ``Alignment`` carries the error.
+        """
+        items, recordings, many = self._recordings(audio, language if self.languages else None)
+        texts = texts_of(text, len(items), many=many)
+        spoken = language if isinstance(language, str) else None
+        chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
+        reader = self._reader(chunking, batch_size, max_duration, detail="logits", progress=progress)
+        jobs = make_jobs(recordings, texts, alphabet=self._bank.alphabet, language=spoken, romanize=romanize, star=star)
+        hop = self._config.samples_per_frame / SAMPLING_RATE
+        results: dict[int, Alignment] = {}
+        with closing(reader.read(items, recordings, many=many)) as complete:
+            for index in complete:
+                results[index] = jobs[index].result(seconds_per_frame=hop)
+        return one_or_all(
+            [results.get(index) or job.result(seconds_per_frame=hop) for index, job in enumerate(jobs)], many=many
+        )
 
     def warmup(
         self,
@@ -263,6 +362,7 @@ class SpeechRecognizer(AdaptedModel):
         detail: Detail,
         router: Router | None = None,
         progress: bool | None = False,
+        hears_silence: bool = False,
     ) -> Reader:
         return Reader(
             self._config,
@@ -273,24 +373,9 @@ class SpeechRecognizer(AdaptedModel):
             self._dtype,
             router=router,
             detail=detail,
+            hears_silence=hears_silence,
             progress=progress,
         )
-
-    def _transcription(self, recording: Recording, timestamps: Timestamps) -> Transcription:
-        result = Transcription(
-            recording.tag, recording.duration, error=recording.error, language_probability=recording.probability
-        )
-        if recording.error is not None:
-            return result
-        vocabulary = recording.vocabulary
-        if vocabulary is None:  # nothing but silence
-            return replace(result, transcript="", times=Times((), ()) if timestamps else None)
-        if timestamps is None:
-            return replace(result, transcript=vocabulary.decode(recording.tokens(), group_tokens=False))
-        ids = recording.ids(blank_id=vocabulary.blank_id)
-        hop = self._config.samples_per_frame / SAMPLING_RATE
-        text, times = timed(ids, recording.scores(), vocabulary, seconds_per_frame=hop)
-        return replace(result, transcript=text, times=times)
 
 
 def _hashable(language: Any) -> Any:

@@ -26,6 +26,7 @@ ITEMS_HELD = 16  # times the batch size: windows that are sorted by length among
 # Times the batch size: whole windows' worth of float32 samples held at a time, 61 MB by default. Half of it is in use,
 # and half decoded in the meantime; where samples are 16 bits, that is twice as many windows.
 WINDOWS_HELD = 4
+SILENT_LOGIT = -100.0  # of everything but the blank in silence: e^-100 is nothing, and sums of it stay finite
 PROGRESS_DELAY = 3.0  # seconds before a bar appears
 
 
@@ -64,10 +65,18 @@ class Recording:
         parts = [part.scores if isinstance(part, Frames) else np.ones(part, np.float32) for part in self._frames]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
-    def logits(self, *, vocab_size: int) -> np.ndarray:
-        """float32 [T, V], where they were kept."""
-        parts = [part.logits for part in self._frames if isinstance(part, Frames)]
-        return np.concatenate([np.zeros((0, vocab_size), np.float32), *(part for part in parts if part is not None)])
+    def logits(self, *, vocab_size: int, blank_id: int) -> np.ndarray:
+        """float32 [T, V], where they were kept; silence that the model did not hear is blank beyond doubt."""
+        parts = [np.zeros((0, vocab_size), np.float32)]
+        for part in self._frames:
+            if isinstance(part, Frames):
+                assert part.logits is not None  # they were asked for
+                parts.append(part.logits)
+            else:
+                silence = np.full((part, vocab_size), SILENT_LOGIT, np.float32)
+                silence[:, blank_id] = 0.0
+                parts.append(silence)
+        return np.concatenate(parts)
 
     @property
     def _frames(self) -> list[Frames | int]:
@@ -103,7 +112,8 @@ class Reader:
     max_duration: float  # seconds of an item; what is longer is an error
     dtype: Any  # named in errors
     router: Router | None = None  # needed where a recording is undecided
-    detail: Detail = "tokens"  # what to keep; with "logits", silence goes through the model
+    detail: Detail = "tokens"  # what to keep
+    hears_silence: bool = False  # whether silence goes through the model too
     progress: bool | None = False  # None: where stderr is a terminal
 
     def read(self, items: Sequence[Any], recordings: Sequence[Recording], *, many: bool) -> Generator[int]:
@@ -162,10 +172,10 @@ class Reader:
         return len(chunk.samples) >= self.config.min_samples and has_speech(chunk.samples)
 
     def _is_heard(self, recording: Recording, chunk: Chunk) -> bool:
-        """Whether the model is asked: not in silence, unless its logits are wanted."""
+        """Whether the model is asked: not in silence, unless that is wanted."""
         if chunk.keep.stop <= chunk.keep.start:  # all context; the windows around it have its frames
             return False
-        if self.detail == "logits":
+        if self.hears_silence:
             return len(chunk.samples) >= self.config.min_samples
         return not recording.undecided and self._has_speech(chunk)
 

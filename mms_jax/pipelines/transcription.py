@@ -40,6 +40,14 @@ class Segment(NamedTuple):
     end: float
 
 
+class Alternative(NamedTuple):
+    """One of several readings of a recording."""
+
+    text: str
+    score: float  # log probability of what was heard, plus what language model, words and hotwords add to it
+    lm_score: float  # log10 probability by the language model, with the shares of hotwords
+
+
 class Times(NamedTuple):
     """When everything in a transcript is heard."""
 
@@ -57,6 +65,7 @@ class Transcription:
     error: MMSError | None = None
     times: Times | None = None  # where timestamps were asked for
     language_probability: float | None = None  # where language="auto" identified it
+    alternatives: tuple[Alternative, ...] = ()  # of a beam search, best first; the first is the transcript
 
     @property
     def text(self) -> str:
@@ -96,7 +105,12 @@ class Transcription:
 
 
 def timed(
-    ids: np.ndarray, scores: np.ndarray, vocabulary: CTCVocabulary, *, seconds_per_frame: float
+    ids: np.ndarray,
+    scores: np.ndarray,
+    vocabulary: CTCVocabulary,
+    *,
+    seconds_per_frame: float,
+    written: Sequence[str] | None = None,
 ) -> tuple[str, Times]:
     """The text of frames and when its parts are heard.
 
@@ -105,8 +119,12 @@ def timed(
         scores: float [T], its probability.
         vocabulary: of the language.
         seconds_per_frame: from one frame to the next.
+        written: the words as they are to be written, where that is not how they are spelt.
     """
     found = vocabulary.decode_offsets(ids)
+    spelt = found.words
+    if written is not None and len(written) == len(spelt):
+        spelt = tuple(span._replace(text=word) for span, word in zip(spelt, written, strict=True))
 
     def words(spans: Sequence[Span]) -> tuple[Word, ...]:
         return tuple(
@@ -119,7 +137,7 @@ def timed(
             for span in spans
         )
 
-    return found.text, Times(words(found.chars), words(found.words))
+    return found.text, Times(words(found.chars), words(spelt))
 
 
 def _segments(times: Times) -> Iterator[Segment]:

@@ -1,0 +1,1 @@
+"""Beam search over what the model heard: n-gram language models, lexicons, hotwords."""

@@ -1,0 +1,166 @@
+"""Beam search for a recogniser: decoders for the languages that are heard, and recordings through them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mms_jax.errors import LanguageModelError
+from mms_jax.pipelines.adapters import Tag
+from mms_jax.pipelines.bank import Alphabet
+from mms_jax.pipelines.decoding.beam import Search, log_softmax
+from mms_jax.pipelines.decoding.plans import Plan, make_plan
+from mms_jax.pipelines.decoding.pool import DecoderPool, Task
+from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, Materials, Request, Resolve
+
+BEAM_SIZE_TOKEN = 50  # most tokens that a frame may be, as in fairseq
+BEAM_THRESHOLD = 50.0  # log probability below the best at which a hypothesis is given up, as in torchaudio
+MAX_PROCESSES = 8
+
+
+class Prepared(NamedTuple):
+    """What one language is searched with."""
+
+    decoder: int  # of the pool
+    plan: Plan
+    lm_weight: float
+    word_score: float
+
+
+class Decoding:
+    """Decoders that are ready, for the requests that can share them.
+
+    Args:
+        request: what is asked for; only its files and phrases count, not its weights.
+        heard: the languages that are known to be heard; those of ``request.lm`` where some are not known.
+        resolve: a language as users write it to a tag.
+        alphabet: of a tag.
+
+    Raises:
+        LanguageModelError: not readable, or of another alphabet.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        heard: Iterable[Tag],
+        *,
+        resolve: Resolve,
+        alphabet: Callable[[Tag], Alphabet],
+    ):
+        self._request = request
+        self._resolve = resolve
+        self._alphabet = alphabet
+        self._lock = threading.Lock()
+        self._prepared: dict[Tag, Prepared] = {}
+        materials = request.materials(heard, resolve)
+        plans = {tag: self._plan(tag, one) for tag, one in materials.items()}
+        self._pool = DecoderPool(list(plans.values()), num_processes=min(MAX_PROCESSES, os.cpu_count() or 1))
+        for decoder, (tag, plan) in enumerate(plans.items()):
+            self._prepared[tag] = _prepared(decoder, plan, materials[tag])
+
+    def search(self, tag: Tag, logits: np.ndarray, request: Request) -> Search:
+        """Start the search of a recording's logits, float32 [T, V], at least one frame, in the language of ``tag``."""
+        prepared = self._for(tag)
+        return Search(self._pool, prepared.decoder, prepared.plan, log_softmax(logits), task(request, prepared))
+
+    def plan(self, tag: Tag) -> Plan:
+        """What a language is searched with."""
+        return self._for(tag).plan
+
+    def _for(self, tag: Tag) -> Prepared:
+        with self._lock:
+            if tag not in self._prepared:  # one that was identified
+                (materials,) = self._request.materials([tag], self._resolve).values()
+                plan = self._plan(tag, materials)
+                self._prepared[tag] = _prepared(self._pool.add(plan), plan, materials)
+            return self._prepared[tag]
+
+    def _plan(self, tag: Tag, materials: Materials) -> Plan:
+        alphabet = self._alphabet(tag)
+        return make_plan(
+            alphabet.vocabulary,
+            vocab_size=alphabet.vocab_size,
+            lm=materials.lm,
+            lexicon=materials.lexicon,
+            hotwords=materials.hotwords,
+        )
+
+
+def _prepared(decoder: int, plan: Plan, materials: Materials) -> Prepared:
+    stored = materials.lm
+    weight = None if stored is None else stored.lm_weight
+    score = None if stored is None else stored.word_score
+    return Prepared(decoder, plan, LM_WEIGHT if weight is None else weight, WORD_SCORE if score is None else score)
+
+
+def task(request: Request, prepared: Prepared) -> Task:
+    """How to search; hotwords need a weight of the language model that is not 0, which without one can be any."""
+    lm_weight = prepared.lm_weight if request.lm_weight is None else request.lm_weight
+    if prepared.plan.hotwords and lm_weight == 0:
+        if prepared.plan.lm is not None:
+            raise LanguageModelError("hotwords are counted with the language model, whose lm_weight is 0; raise it")
+        lm_weight = 1.0
+    return Task(
+        beam_size=request.beam,
+        beam_size_token=min(BEAM_SIZE_TOKEN, len(prepared.plan.tokens)),
+        beam_threshold=BEAM_THRESHOLD,
+        lm_weight=lm_weight,
+        word_score=prepared.word_score if request.word_score is None else request.word_score,
+        hotword_weight=request.hotword_weight,
+        num_best=request.num_best,
+    )
+
+
+class DecodingCache:
+    """The decoders that were used last, for the next call with the same files and phrases.
+
+    Args:
+        resolve: a language as users write it to a tag.
+        alphabet: of a tag.
+    """
+
+    def __init__(self, *, resolve: Resolve, alphabet: Callable[[Tag], Alphabet]):
+        self._resolve = resolve
+        self._alphabet = alphabet
+        self._lock = threading.Lock()
+        self._kept: tuple[Hashable, Decoding] | None = None
+
+    def get(self, request: Request, known: Iterable[Tag], *, some_unknown: bool) -> Decoding:
+        """Decoders for a request.
+
+        Args:
+            request: what is asked for.
+            known: the languages that will be heard.
+            some_unknown: whether there are others, to be identified.
+        """
+        heard = heard_languages(request, known, some_unknown=some_unknown, resolve=self._resolve)
+        key = request.key, *((tag, self._alphabet(tag).vocabulary.labels) for tag in heard)
+        with self._lock:
+            if self._kept is None or self._kept[0] != key:
+                made = Decoding(request, heard, resolve=self._resolve, alphabet=self._alphabet)
+                self._kept = key, made  # who still uses those before it holds them
+            return self._kept[1]
+
+
+def heard_languages(request: Request, known: Iterable[Tag], *, some_unknown: bool, resolve: Resolve) -> list[Tag]:
+    """The languages to prepare for: those known, and, where some are yet to be identified, all that ``lm`` names.
+
+    Raises:
+        LanguageModelError: a language model for one language, but the languages are yet to be identified.
+    """
+    tags = list(dict.fromkeys(known))
+    if not some_unknown:
+        return tags
+    if isinstance(request.lm, Mapping):
+        return list(dict.fromkeys([*tags, *(resolve(language) for language in request.lm)]))
+    if request.lm is not None:
+        raise LanguageModelError(
+            f"{request.lm}: a language model of one language, but language='auto' may find any; "
+            "give lm={'eng': 'eng.arpa', 'deu': None}, with None for those that need none"
+        )
+    return tags

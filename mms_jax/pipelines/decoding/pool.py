@@ -1,0 +1,159 @@
+"""Processes that search: started once for a set of decoders, given log probabilities, waited for by futures."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mms_jax.errors import LanguageModelError
+from mms_jax.pipelines.decoding import worker
+from mms_jax.pipelines.decoding.plans import Plan
+from mms_jax.pipelines.decoding.worker import receive, send
+
+_STOP_SECONDS = 5.0
+_NOT_READ_BY_WORKERS = ("vocabulary", "difference")
+
+Answer = tuple[dict[str, Any], bytearray]  # a JSON object, and the bytes behind it
+
+
+class Hypothesis(NamedTuple):
+    """One result of a search."""
+
+    score: float  # log probability of what was heard, and what language model, words and hotwords add to it
+    lm_score: float  # log10 probability by the language model, hotwords included
+    words: tuple[int, ...]  # indices of the lexicon's words
+    frames: np.ndarray  # int32 [T]: the token of every frame on the best way to it
+
+
+class Task(NamedTuple):
+    """How to search."""
+
+    beam_size: int
+    beam_size_token: int
+    beam_threshold: float
+    lm_weight: float
+    word_score: float
+    hotword_weight: float
+    num_best: int
+
+
+class DecoderPool:
+    """Decoders in ``num_processes`` processes; close it, or let it go.
+
+    Those of ``plans`` are in memory once, whatever the number of processes; those that are added are in each of them.
+
+    Raises:
+        LanguageModelError: a language model cannot be read; names it.
+    """
+
+    def __init__(self, plans: Sequence[Plan], *, num_processes: int):
+        self._plans = list(plans)
+        own, theirs = zip(*(socket.socketpair() for _ in range(num_processes)), strict=True)
+        numbers = [connection.fileno() for connection in theirs]
+        self._process = subprocess.Popen(
+            [sys.executable, worker.__file__, *map(str, numbers)],
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # KenLM draws a progress bar there
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # or forking would be unsafe
+        )
+        for connection in theirs:
+            connection.close()
+        threads = ThreadPoolExecutor(num_processes, thread_name_prefix="beam-search")
+        self._threads = threads
+        self._idle: queue.SimpleQueue[tuple[socket.socket, set[int]]] = queue.SimpleQueue()
+        self.close = weakref.finalize(self, _close, threads, own, self._process)
+        described = [_described(plan) for plan in plans]
+        self._check(_ask(own[0], {"plans": described}), range(len(plans)))
+        for connection in own:
+            self._idle.put((connection, set(range(len(plans)))))
+
+    def add(self, plan: Plan) -> int:
+        """Another decoder; returns its number."""
+        self._plans.append(plan)
+        return len(self._plans) - 1
+
+    def submit(self, decoder: int, log_probs: np.ndarray, task: Task) -> Future[list[Hypothesis]]:
+        """Search float32 [T, V] with one of the decoders, when a process has time."""
+        return self._threads.submit(self._search, decoder, log_probs, task)
+
+    def _search(self, decoder: int, log_probs: np.ndarray, task: Task) -> list[Hypothesis]:
+        message: dict[str, Any] = {"decoder": decoder, "shape": list(log_probs.shape), **task._asdict()}
+        connection, known = self._idle.get()
+        try:
+            if decoder not in known:
+                plan = _described(self._plans[decoder])
+                self._check(_ask(connection, {"decoder": decoder, "plan": plan}), [decoder])
+                known.add(decoder)
+            answer = _ask(connection, message, np.ascontiguousarray(log_probs, np.float32).tobytes())
+        finally:
+            self._idle.put((connection, known))
+        if answer is None:
+            raise LanguageModelError(
+                f"{self._name(decoder)}: a process of the beam search ended in the middle of it; "
+                "the file is damaged, or there was not enough memory"
+            )
+        found, data = answer[0]["hypotheses"], np.frombuffer(answer[1], np.int32)
+        paths = data.reshape(len(found), len(log_probs))
+        return [
+            Hypothesis(one["score"], one["lm"], tuple(one["words"]), path)
+            for one, path in zip(found, paths, strict=True)
+        ]
+
+    def _check(self, answer: Answer | None, decoders: Sequence[int]) -> None:
+        """Raise unless decoders could be loaded."""
+        if answer is None:
+            names = ", ".join(dict.fromkeys(map(self._name, decoders)))
+            raise LanguageModelError(
+                f"{names}: reading it ended the process that does; the file is damaged, or there is not enough memory"
+            )
+        for decoder, error in zip(decoders, answer[0]["errors"], strict=True):
+            if error is not None:
+                raise LanguageModelError(f"{self._name(decoder)}: cannot be read: {_reason(error)}")
+
+    def _name(self, decoder: int) -> str:
+        return self._plans[decoder].lm or "beam search"
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    names = [field.name for field in fields(plan)]
+    return {name: getattr(plan, name) for name in names if name not in _NOT_READ_BY_WORKERS}
+
+
+def _ask(
+    connection: socket.socket, message: dict[str, Any], data: bytes = b""
+) -> tuple[dict[str, Any], bytearray] | None:
+    """The answer to a message; None when the process is gone."""
+    try:
+        send(connection, message, data)
+        return receive(connection)
+    except OSError:
+        return None
+
+
+def _close(threads: ThreadPoolExecutor, connections: Sequence[socket.socket], process: subprocess.Popen[bytes]) -> None:
+    threads.shutdown(wait=True, cancel_futures=True)
+    for connection in connections:
+        connection.close()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _reason(error: str) -> str:
+    """What KenLM says, without where in its sources it says so."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return " ".join(lines[1:]) if len(lines) > 1 else error
