@@ -13,7 +13,7 @@ from flashlight.lib.text.dictionary import Dictionary
 
 from experiments.demo.ngram import estimate
 
-UNKNOWN_LOG10 = -100.0  # what KenLM gives unknown words where a model has no <unk>
+UNKNOWN_LOG10 = -100.0  # what KenLM gives unknown words, before back-off, where a model has no <unk>
 SMALL = """\\data\\
 ngram 1=4
 ngram 2=3
@@ -41,7 +41,7 @@ class ByDefinition:
     """An ARPA file's probabilities by recursion: the n-gram's own, or back-off weight and less context."""
 
     def __init__(self, path: Path) -> None:
-        self.order, self.lines = 0, {}
+        self.order, self.lines = 0, {("<unk>",): (UNKNOWN_LOG10, 0.0)}
         for line in path.read_text(encoding="utf-8").splitlines():
             fields = line.split("\t")
             if len(fields) > 1:
@@ -52,8 +52,6 @@ class ByDefinition:
     def log10(self, history: Sequence[str], word: str) -> float:
         """Of the word after the whole history, in which unknown words are <unk>."""
         known = [w if (w,) in self.lines else "<unk>" for w in (*history, word)]
-        if (known[-1],) not in self.lines:
-            return UNKNOWN_LOG10
         return self._log10(tuple(known[-self.order :][:-1]), known[-1])
 
     def _log10(self, context: tuple[str, ...], word: str) -> float:
