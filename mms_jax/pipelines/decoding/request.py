@@ -99,15 +99,15 @@ class Request:
 
 def make_request(
     *,
-    lm: Any,
-    lexicon: Any,
-    beam: int | None,
-    lm_weight: float | None,
-    word_score: float | None,
-    hotwords: Any,
-    hotword_weight: float,
-    num_best: int,
-    decoder: str | None,
+    lm: Any = None,
+    lexicon: Any = None,
+    beam: int | None = None,
+    lm_weight: float | None = None,
+    word_score: float | None = None,
+    hotwords: Any = None,
+    hotword_weight: float = HOTWORD_WEIGHT,
+    num_best: int = 1,
+    decoder: str | None = None,
 ) -> Request | None:
     """The beam search that these arguments of ``transcribe`` ask for; None: greedy decoding.
 
