@@ -20,12 +20,14 @@ _EXAMPLES = """SOURCE is one of
   a .pt of fairseq's wav2vec2 or MMS: recognition, identification, pretrained encoders
   a folder of an original VITS or MMS-TTS voice (G_*.pth, config.json, vocab.txt), also as .tar.gz
   a .pt of omnilingual ASR's CTC models, with --dictionary omniASR_tokenizer.model
+  a .pt of torchaudio's wav2vec2, such as MMS's romanised aligner, with its dictionary.txt beside it
   a folder with pytorch_model.bin or adapter.*.bin, or one such file
 and with --to a folder in the Hugging Face layout. Nothing in a source is ever run or unpickled.
 
 examples:
   python -m convert mms1b_all.pt mms-1b-all --languages eng fra deu
   python -m convert mms1b_l126.pt mms-lid-126 --dictionary dict.lang.txt
+  python -m convert ctc_alignment_mling_uroman_model.pt mms-aligner
   python -m convert eng.tar.gz mms-tts-eng --language eng
   python -m convert old-model new-model
   python -m convert my-model my-model-fairseq --to fairseq
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--languages", nargs="+", default=[], metavar="TAG", help="whose adapters are wanted (all)")
     parser.add_argument("--base-language", metavar="TAG", help="whose adapter model.safetensors holds (eng)")
     parser.add_argument(
-        "--dictionary", type=Path, metavar="FILE", help="dict.ltr.txt, dict.lang.txt or tokenizer.model"
+        "--dictionary", type=Path, metavar="FILE", help="dict.ltr.txt, dict.lang.txt, dictionary.txt or tokenizer.model"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a config.json, where SOURCE has no settings")
     parser.add_argument("--drop-activation", action="store_true", help="convert an identifier without its activation")

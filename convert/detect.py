@@ -17,6 +17,7 @@ from convert.fairseq_back import fairseq_from_huggingface
 from convert.omnilingual import convert_omnilingual, is_omnilingual
 from convert.pickled import ADAPTER, PICKLED, PICKLED_INDEX, bare, convert_pickled, convert_to_bin
 from convert.torch_files import StoredTensor, read_torch_file
+from convert.torchaudio import convert_torchaudio, is_torchaudio
 from convert.vits import EMBEDDING, GENERATOR, convert_vits, vits_to_original
 from mms_jax.checkpoint.weights import INDEX, WEIGHTS
 from mms_jax.config import VitsConfig
@@ -88,7 +89,7 @@ def convert(
         source: a directory or a file; archives are for ``opened``.
         to: one of ``TARGETS``.
         language: of a voice, for its tokenizer.
-        options: for wav2vec2 of fairseq and fairseq2.
+        options: for wav2vec2 of fairseq, fairseq2 and torchaudio.
 
     Raises:
         ConversionError: nothing that is known here, or it cannot become that. UnsafeFileError: it asks for more than
@@ -117,6 +118,9 @@ def convert(
     if is_omnilingual(held):
         only("dictionary", "config")
         return convert_omnilingual(source, held, tokenizer=options.dictionary, stated=options.config)
+    if is_torchaudio(held):
+        only("dictionary", "config")
+        return convert_torchaudio(source, held, dictionary=options.dictionary, stated=options.config)
     if _is_voice(held):
         only("language")
         return convert_vits(source, language=language)
@@ -124,8 +128,8 @@ def convert(
         only()
         return convert_pickled(source)
     raise ConversionError(
-        f"{source}: holds {_described(held)}; that is neither wav2vec2 of fairseq or omnilingual ASR, nor VITS, nor "
-        "tensors by name"
+        f"{source}: holds {_described(held)}; that is neither wav2vec2 of fairseq, omnilingual ASR or torchaudio, nor "
+        "VITS, nor tensors by name"
     )
 
 

@@ -97,7 +97,8 @@ def convert_omnilingual(path: Path, held: Any, *, tokenizer: Path | None, stated
     norms = POST_NORM if f"{_FRONTEND}layer_norm.weight" in tensors else PRE_NORM
     table = (*ENCODER, *norms, *(PRETRAINING if pretrained else CTC))
     parts = to_huggingface(tensors, table, source=str(path))
-    config = read_json(stated, error=ConversionError) if stated else _config(parts, path, pre_norm=norms is PRE_NORM)
+    pre_norm = norms is PRE_NORM
+    config = read_json(stated, error=ConversionError) if stated else config_json(parts, path, HEADS, pre_norm=pre_norm)
     if pretrained:
         config["architectures"] = ["Wav2Vec2ForPreTraining"]
         texts: Texts = {"config.json": config, "preprocessor_config.json": feature_extractor(config)}
@@ -106,14 +107,27 @@ def convert_omnilingual(path: Path, held: Any, *, tokenizer: Path | None, stated
     return Conversion("omnilingual ASR's wav2vec2 with a CTC head", {WEIGHTS: parts}, texts, unused=unused, notes=notes)
 
 
-def _config(parts: Sequence[Part], path: Path, *, pre_norm: bool) -> dict[str, Any]:
+def config_json(
+    parts: Sequence[Part], path: Path, heads: Mapping[tuple[int, int], int], *, pre_norm: bool
+) -> dict[str, Any]:
+    """The attributes of transformers' ``Wav2Vec2Config`` for tensors of a checkpoint that has no settings.
+
+    Args:
+        parts: the tensors.
+        path: for messages.
+        heads: how many attention has, by width and depth.
+        pre_norm: whether norms are before attention and feed-forward.
+
+    Raises:
+        ConversionError: an unknown size, or other convolutions than wav2vec2's.
+    """
     shapes = {part.target: part.shape for part in parts}
     values = shaped(shapes, str(path))
     size = values["hidden_size"], values["num_hidden_layers"]
-    if size not in HEADS:
+    if size not in heads:
         raise ConversionError(
-            f"{path}: {size[1]} layers of width {size[0]} are no published size, and fairseq2 does not say how "
-            "many heads there are; name a config.json (--config)"
+            f"{path}: {size[1]} layers of width {size[0]} are no published size, and nothing in it says how many heads "
+            "there are; name a config.json (--config)"
         )
     prefix = "wav2vec2.feature_extractor.conv_layers"
     convs = [shapes.get(f"{prefix}.{i}.conv.weight", ()) for i in range(len(KERNELS))]
@@ -122,7 +136,7 @@ def _config(parts: Sequence[Part], path: Path, *, pre_norm: bool) -> dict[str, A
     return {
         "model_type": "wav2vec2",
         **values,
-        "num_attention_heads": HEADS[size],
+        "num_attention_heads": heads[size],
         "do_stable_layer_norm": pre_norm,
         "layer_norm_eps": 1e-5,
         "hidden_act": "gelu",
