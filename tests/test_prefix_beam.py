@@ -115,41 +115,34 @@ class Model:
 
 
 @pytest.mark.parametrize("blank", [0, 2])
-@pytest.mark.parametrize(("length", "num_columns"), [(1, 3), (2, 4), (4, 4), (6, 3), (5, 4)])
-def test_a_wide_beam_finds_what_all_paths_give(length, num_columns, blank):
-    for seed in range(5):
-        log_probs = emissions(np.random.default_rng(seed), length, num_columns)
-        result = search(
-            log_probs[None], jnp.array([length]), blank_id=blank, beam_size=400, beam_size_token=99, num_best=400
-        )
-        assert_alike(texts(result), all_paths(log_probs, blank, nothing))
-        assert np.array_equal(result.scores, result.acoustic_scores)
+def test_a_wide_beam_finds_what_all_paths_give(blank):
+    log_probs = emissions(np.random.default_rng(0), 12, 6, 4)
+    num_frames = np.arange(12) % 6 + 1
+    result = search(log_probs, jnp.asarray(num_frames), blank_id=blank, beam_size=400, beam_size_token=99, num_best=400)
+    for row, n in enumerate(num_frames):
+        assert_alike(texts(result, row), all_paths(log_probs[row, :n], blank, nothing))
+    assert np.array_equal(result.scores, result.acoustic_scores)
+    assert not np.any(result.lm_scores)
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_a_wide_beam_finds_what_all_paths_give_with_a_language_model(tmp_path, order):
-    path = pruned(tmp_path / "lm.arpa", ["a", "b", "c"], order=order)
+def test_a_wide_beam_finds_what_all_paths_give_with_a_language_model(tmp_path):
+    path = pruned(tmp_path / "lm.arpa", ["a", "b", "c"], order=3)
     model = Model(path, 4, lm_weight=0.7, word_score=-0.4, delimiter=2)
-    for seed in range(6):
-        log_probs = emissions(np.random.default_rng(seed), 5, 4)
-        result = search(
-            log_probs[None],
-            jnp.array([5]),
-            blank_id=0,
-            beam_size=400,
-            beam_size_token=99,
-            num_best=400,
-            **model.settings,
-        )
-        expected = all_paths(log_probs, 0, model.bonus)
-        assert_alike(texts(result), expected)
-        assert texts(result)[0][0] == expected[0][0]
-        lm = [sum(model.definition.sentence([model.names[t] for t in text])) for text, _ in texts(result)]
-        assert np.allclose(result.lm_scores[0, : len(lm)], lm, rtol=0, atol=SAME)
+    log_probs = emissions(np.random.default_rng(0), 6, 5, 4)
+    sizes = {"blank_id": 0, "beam_size": 400, "beam_size_token": 99, "num_best": 400}
+    result = search(log_probs, jnp.full(6, 5), **sizes, **model.settings)
+    for row in range(6):
+        ours, expected = texts(result, row), all_paths(log_probs[row], 0, model.bonus)
+        assert_alike(ours, expected)
+        assert ours[0][0] == expected[0][0]
+        lm = [sum(model.definition.sentence([model.names[t] for t in text])) for text, _ in ours]
+        assert np.allclose(result.lm_scores[row, : len(lm)], lm, rtol=0, atol=SAME)
 
 
-@pytest.mark.parametrize(("beam_size", "beam_size_token"), [(1, 1), (3, 2), (8, 9), (8, 4), (32, 32), (16, 1)])
-@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize(
+    ("beam_size", "beam_size_token", "with_model"),
+    [(1, 1, True), (3, 2, True), (8, 99, True), (16, 4, True), (32, 5, False)],
+)
 def test_a_narrow_beam_finds_what_a_plain_search_finds(tmp_path, beam_size, beam_size_token, with_model):
     settings, bonus = {}, nothing
     if with_model:
@@ -157,18 +150,19 @@ def test_a_narrow_beam_finds_what_a_plain_search_finds(tmp_path, beam_size, beam
         model = Model(path, 10, lm_weight=1.5, word_score=0.6, delimiter=3)
         settings, bonus = model.settings, model.bonus
     sizes = {"beam_size": beam_size, "beam_size_token": beam_size_token}
-    log_probs = emissions(np.random.default_rng(beam_size), 6, 40, 10, scale=2.5)
-    result = search(log_probs, jnp.full(6, 40), blank_id=0, num_best=beam_size, **sizes, **settings)
+    log_probs = emissions(np.random.default_rng(beam_size), 4, 40, 10, scale=2.5)
+    result = search(log_probs, jnp.full(4, 40), blank_id=0, num_best=beam_size, **sizes, **settings)
     for row, frames in enumerate(log_probs):
         assert_alike(texts(result, row), over_dicts(frames, 0, bonus, **sizes))
 
 
 def test_doubled_letters_need_a_blank_between():
     high, low = math.log(0.98), math.log(0.01)
-    frames = {"a": [low, high, low], "-": [high, low, low], "b": [low, low, high]}
-    for path, text in (("aa", (1,)), ("a-a", (1, 1)), ("aab-ba", (1, 2, 2, 1)), ("---", ()), ("-", ()), ("a", (1,))):
-        log_probs = jnp.array([[frames[c] for c in path]])
-        assert texts(search(log_probs, jnp.array([len(path)]), blank_id=0, beam_size=4))[0][0] == text
+    frames = {"a": [low, high, low], "-": [high, low, low], "b": [low, low, high], " ": [0.0, 0.0, 0.0]}
+    spellings = {"aa": (1,), "a-a": (1, 1), "aab-ba": (1, 2, 2, 1), "---": (), "-": (), "a": (1,), "-bb-": (2,)}
+    log_probs = jnp.array([[frames[c] for c in path.ljust(6)] for path in spellings])
+    result = search(log_probs, jnp.array([len(path) for path in spellings]), blank_id=0, beam_size=4)
+    assert [texts(result, row)[0][0] for row in range(len(spellings))] == list(spellings.values())
 
 
 def test_rows_are_the_same_alone_in_any_batch_and_before_any_padding(tmp_path):
@@ -180,8 +174,9 @@ def test_rows_are_the_same_alone_in_any_batch_and_before_any_padding(tmp_path):
     sizes = {"blank_id": 0, "beam_size": 8, "beam_size_token": 3, "num_best": 8}
     batch = search(log_probs, jnp.asarray(num_frames), **sizes, **model.settings)
     for row, n in enumerate(num_frames):
-        alone = search(log_probs[row : row + 1, :n], jnp.array([n]), **sizes, **model.settings)
-        assert np.array_equal(batch.tokens[row, :, :n], alone.tokens[0])
+        length = n if n == 9 else 20
+        alone = search(log_probs[row : row + 1, :length], jnp.array([n]), **sizes, **model.settings)
+        assert np.array_equal(batch.tokens[row, :, :length], alone.tokens[0])
         assert not np.any(batch.tokens[row, :, n:])
         for one, other in zip(batch[1:], alone[1:], strict=True):
             assert np.array_equal(one[row], other[0])
@@ -203,11 +198,11 @@ def test_columns_and_frames_of_minus_infinity_are_never_taken_and_give_no_nan():
     log_probs[:, 2] = -math.inf
     log_probs[3, 0] = -math.inf  # no blank here
     log_probs[5, 1:] = -math.inf  # nothing but blank
-    for sizes in ({"beam_size": 400, "beam_size_token": 9}, {"beam_size": 3, "beam_size_token": 2}):
-        result = search(log_probs[None], jnp.array([7]), blank_id=0, num_best=sizes["beam_size"], **sizes)
-        assert_alike(texts(result), over_dicts(log_probs, 0, nothing, **sizes))
-        assert not any(2 in text for text, _ in texts(result))
-        assert not any(np.any(np.isnan(array)) for array in result)
+    sizes = {"beam_size": 5, "beam_size_token": 4}
+    result = search(log_probs[None], jnp.array([7]), blank_id=0, num_best=5, **sizes)
+    assert_alike(texts(result), over_dicts(log_probs, 0, nothing, **sizes))
+    assert not any(2 in text for text, _ in texts(result))
+    assert not any(np.any(np.isnan(array)) for array in result)
 
 
 def test_a_row_that_nothing_can_spell_has_no_text():
@@ -287,11 +282,11 @@ def test_the_search_with_hotwords_finds_what_all_paths_give(tmp_path):
         assert ends
         return model.bonus(text, True) + hotword_bonus(HOTWORDS, "".join("-ab|"[t] for t in text), "|")
 
-    for seed in range(4):
-        log_probs = emissions(np.random.default_rng(seed), 6, 4)
-        sizes = {"blank_id": 0, "beam_size": 1500, "num_best": 1500}
-        result = search(log_probs[None], jnp.array([6]), hotwords=automaton, **sizes, **model.settings)
-        assert_alike(texts(result), all_paths(log_probs, 0, bonus))
+    log_probs = emissions(np.random.default_rng(0), 4, 5, 4)
+    sizes = {"blank_id": 0, "beam_size": 400, "num_best": 400}
+    result = search(log_probs, jnp.full(4, 5), hotwords=automaton, **sizes, **model.settings)
+    for row in range(4):
+        assert_alike(texts(result, row), all_paths(log_probs[row], 0, bonus))
 
 
 @pytest.mark.parametrize(
