@@ -32,7 +32,7 @@ class Spelling(NamedTuple):
     text: str  # as it was written
     segment: int
     tokens: tuple[int, ...]  # (STAR,) for any sound; () where nothing is spoken
-    letters: tuple[str, ...]  # of the vocabulary, one for each token
+    letters: tuple[str, ...]  # of the vocabulary, one for each token; " " for the delimiter between parts of a word
     dropped: str  # letters that the vocabulary lacks
 
 
@@ -52,8 +52,11 @@ class Plan:
 
 
 def is_roman(vocabulary: CTCVocabulary) -> bool:
-    """Whether its letters are those of romanised text and no others."""
-    return set(map(str.lower, vocabulary.letters)) <= ROMAN_LETTERS
+    """Whether its letters are those of romanised text and no others.
+
+    The published aligner's vocabulary has ``<pad>`` beside ``<blank>``: what is in angle brackets is no letter.
+    """
+    return {token.lower() for token in vocabulary.letters if not token.startswith("<")} <= ROMAN_LETTERS
 
 
 def segments_of(text: Any) -> tuple[str, ...]:
@@ -78,9 +81,8 @@ def make_plan(
     language: str | None,
     romanize: bool,
     star: Stars | None,
-    delimiter: int | None = None,
 ) -> Plan:
-    """Spell a text with a vocabulary's tokens.
+    """Spell a text with a vocabulary's tokens; where it has a word delimiter, that stands between words.
 
     Args:
         segments: parts of the text, such as its lines.
@@ -88,7 +90,6 @@ def make_plan(
         language: of the text; for its normalisation.
         romanize: whether the vocabulary's letters are those of romanised text.
         star: "start" allows for any speech before the text, "segments" before, between and behind its segments too.
-        delimiter: a token that parts words; None: words follow each other without one.
 
     Raises:
         AlignmentError: over ``MOST_UNKNOWN`` of its letters are outside the vocabulary, or nothing of it is spoken.
@@ -103,7 +104,7 @@ def make_plan(
         for word in spoken_words(segment, language=language, romanized=romanize)
     )
     _check_letters(words, vocabulary, romanize=romanize)
-    tokens, places = _laid_out(words, star=star, delimiter=delimiter)
+    tokens, places = _laid_out(words, star=star, delimiter=vocabulary.delimiter_id)
     return Plan(tuple(segments), words, np.array(tokens, np.int64), places)
 
 
@@ -111,6 +112,9 @@ class _Speller:
     def __init__(self, vocabulary: CTCVocabulary):
         self._letters = vocabulary.letters
         self._longest = max(map(len, self._letters), default=1)
+        self._ids = (
+            self._letters if vocabulary.delimiter_id is None else {**self._letters, " ": vocabulary.delimiter_id}
+        )
 
     def spell(self, word: SpokenWord, segment: int) -> Spelling:
         """Its letters by the longest tokens that fit; a word all of whose letters are unknown can be any sound."""
@@ -129,14 +133,14 @@ class _Speller:
                 rest = rest[len(letter) :]
         if dropped and not letters:
             return Spelling(word.original, segment, (STAR,), (STAR_WORD,), dropped)
-        return Spelling(word.original, segment, tuple(self._letters[one] for one in letters), tuple(letters), dropped)
+        return Spelling(word.original, segment, tuple(self._ids[one] for one in letters), tuple(letters), dropped)
 
     def _first(self, text: str) -> str | None:
         """The longest token that ``text`` starts with, in whichever case the vocabulary has."""
         for length in range(min(self._longest, len(text)), 0, -1):
             start = text[:length]
             for form in (start, start.upper(), start.lower()):
-                if form in self._letters and len(form) == length:
+                if form in self._ids and len(form) == length:
                     return form
         return None
 
