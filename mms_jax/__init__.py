@@ -33,6 +33,7 @@ from mms_jax.memory import release_freed_memory, reuse_freed_memory
 from mms_jax.pipelines.compilation import enable_compilation_cache
 
 if TYPE_CHECKING:
+    from mms_jax.pipelines.alignment import AlignedSegment, AlignedWord, Alignment
     from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
     from mms_jax.pipelines.demo import DEMO_LID, DEMO_MODEL
     from mms_jax.pipelines.encoder import EncoderFeatures, SpeechEncoder, load_encoder
@@ -47,6 +48,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DEMO_LID",
     "DEMO_MODEL",
+    "AlignedSegment",
+    "AlignedWord",
+    "Alignment",
     "AlignmentError",
     "AudioError",
     "CacheError",
@@ -84,6 +88,7 @@ __all__ = [
 
 # Imported when it is first asked for: a quarter of the time was flax, which what needs no model does without.
 _LATER = {
+    "mms_jax.pipelines.alignment": ("AlignedSegment", "AlignedWord", "Alignment"),
     "mms_jax.pipelines.asr": ("SpeechRecognizer", "load_asr"),
     "mms_jax.pipelines.demo": ("DEMO_LID", "DEMO_MODEL"),
     "mms_jax.pipelines.encoder": ("EncoderFeatures", "SpeechEncoder", "load_encoder"),

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from importlib import metadata
 from typing import Any
 
+from mms_jax.cli.align import add_align
 from mms_jax.cli.common import model_or_demo, warn
 from mms_jax.cli.demo_train import add_demo_train
 from mms_jax.cli.doctor import add_doctor
@@ -37,6 +38,7 @@ _EXAMPLES = """examples:
   mms-jax transcribe *.flac --language eng --format json --timestamps word > texts.jsonl
   mms-jax transcribe *.mp3 --language auto --model facebook/mms-1b-all --lid-model facebook/mms-lid-126
   mms-jax transcribe film.flac --language deu --format srt > film.srt
+  mms-jax align talk.flac talk.txt --language deu --format textgrid --output talk.TextGrid
   mms-jax identify *.mp3 --model facebook/mms-lid-126 --top-k 3
   mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
   mms-jax train --model_name_or_path facebook/mms-1b-all --dataset_name mozilla-foundation/common_voice_17_0
@@ -114,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
     add_transcribe(commands)
+    add_align(commands)
     add_identify(commands)
     add_synthesize(commands)
     add_train(commands)
