@@ -14,6 +14,7 @@ from typing import Any
 
 from mms_jax.cli.align import add_align
 from mms_jax.cli.common import model_or_demo, warn
+from mms_jax.cli.decoding import add_tune_lm
 from mms_jax.cli.demo_train import add_demo_train
 from mms_jax.cli.doctor import add_doctor
 from mms_jax.cli.identify import add_identify
@@ -38,6 +39,8 @@ _EXAMPLES = """examples:
   mms-jax transcribe *.flac --language eng --format json --timestamps word > texts.jsonl
   mms-jax transcribe *.mp3 --language auto --model facebook/mms-1b-all --lid-model facebook/mms-lid-126
   mms-jax transcribe film.flac --language deu --format srt > film.srt
+  mms-jax transcribe *.flac --language eng --lm eng.arpa --lm-weight 1.5
+  mms-jax tune-lm --lm eng.arpa --language eng --dataset_name my-clips --split validation
   mms-jax align talk.flac talk.txt --language deu --format textgrid --output talk.TextGrid
   mms-jax identify *.mp3 --model facebook/mms-lid-126 --top-k 3
   mms-jax synthesize "Hello, my dog is cute" --model facebook/mms-tts-eng --output hello.wav
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_transcribe(commands)
     add_align(commands)
+    add_tune_lm(commands)
     add_identify(commands)
     add_synthesize(commands)
     add_train(commands)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, print_results, some, to_json, warn
+from mms_jax.cli.decoding import add_beam_search, beam_search
 from mms_jax.errors import LanguageError, SettingError
 from mms_jax.files import atomic_write
 from mms_jax.pipelines.asr import SpeechRecognizer, load_asr
@@ -45,6 +46,7 @@ def add_transcribe(commands: Any) -> None:
         "--stride-length-s", type=float, metavar="X", help="of them context on each side (a sixth of the length)"
     )
     add_files(transcribe, formats=tuple(_SUFFIXES))
+    add_beam_search(transcribe)
     transcribe.set_defaults(run=_transcribe)
 
 
@@ -52,6 +54,7 @@ def _transcribe(options: argparse.Namespace) -> int:
     outputs = _outputs(options)
     if options.timestamps and options.format == "text" and len(options.files) > 1:
         raise SettingError("--timestamps of several files go into --format json, or into subtitles: srt, vtt")
+    search = beam_search(options)
     asr = _load(options)
     failed = 0
     for start in range(0, len(options.files), _FILES_AT_A_TIME):
@@ -63,6 +66,7 @@ def _transcribe(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             chunk_length_s=options.chunk_length_s,
             stride_length_s=options.stride_length_s,
+            **search,
         )
         if outputs is not None:
             failed += _write(outputs[start : start + _FILES_AT_A_TIME], some_files, results, options)
@@ -102,6 +106,11 @@ def _fields(options: argparse.Namespace, result: Transcription) -> dict[str, Any
     if result.error is not None:
         return {**fields, "error": str(result.error)}
     fields["text"] = result.text
+    if options.num_best > 1:
+        fields["alternatives"] = [
+            {"text": one.text, "score": round(one.score, 4), "lm_score": round(one.lm_score, 4)}
+            for one in result.alternatives
+        ]
     if options.timestamps:
         fields["words"] = _times(result.words)
     if options.timestamps == "char":
