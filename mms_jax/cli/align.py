@@ -71,7 +71,7 @@ def _align(options: argparse.Namespace) -> int:
         print(content, end="")
         return 0
     with atomic_write(Path(options.output)) as stream:
-        stream.write(content.encode())
+        stream.write(content.encode("utf-8", "surrogateescape"))  # the name of a file may be no text
     print(options.output)
     return 0
 

@@ -84,7 +84,7 @@ def _tier(number: int, name: str, intervals: list[_Interval], *, end: float) -> 
         f"        intervals: size = {len(intervals)}",
     ]
     for place, one in enumerate(intervals, start=1):
-        text = one.text.replace('"', '""')
+        text = re.sub(r"\s+", " ", one.text).replace('"', '""')
         lines += [
             f"        intervals [{place}]:",
             f"            xmin = {one.start:.6f}",
