@@ -13,6 +13,7 @@ import numpy as np
 from mms_jax.ctc.align import STAR, TokenSpans, align_tokens
 from mms_jax.errors import AlignmentError, LanguageError, MMSError, TextError
 from mms_jax.pipelines.adapters import Tag
+from mms_jax.pipelines.agreement import Agreement
 from mms_jax.pipelines.alignment_text import Plan, Spelling, Stars, is_roman, make_plan, segments_of
 from mms_jax.pipelines.bank import Alphabet
 from mms_jax.pipelines.recognition import Frames
@@ -83,6 +84,7 @@ class Alignment:
     duration: float  # seconds of audio; 0.0 where it could not be read
     found: Found | None = None
     error: MMSError | None = None
+    agreement: Agreement | None = field(default=None, repr=False, compare=False)  # None where there is an error
 
     @property
     def segments(self) -> tuple[AlignedSegment, ...]:
@@ -161,14 +163,15 @@ class Job:
             return result
         assert self.plan is not None
         log_probs = _kept(recording.parts, self.ids, self.blank_id)
-        recording.parts = []
+        parts, recording.parts = recording.parts, []
         try:
-            found = align_plan(
+            found, path = align_plan(
                 log_probs, self.plan, blank_id=self.blank_id, ids=self.ids, seconds_per_frame=seconds_per_frame
             )
         except AlignmentError as error:
             return replace(result, error=error)
-        return replace(result, found=found)
+        agreement = Agreement.of(log_probs, path, parts, seconds_per_frame=seconds_per_frame)
+        return replace(result, found=found, agreement=agreement)
 
 
 def make_jobs(
@@ -235,8 +238,10 @@ def texts_of(text: Any, num_items: int, *, many: bool) -> list[Any]:
     return texts
 
 
-def align_plan(log_probs: np.ndarray, plan: Plan, *, blank_id: int, ids: np.ndarray, seconds_per_frame: float) -> Found:
-    """Align a text.
+def align_plan(
+    log_probs: np.ndarray, plan: Plan, *, blank_id: int, ids: np.ndarray, seconds_per_frame: float
+) -> tuple[Found, np.ndarray]:
+    """Align a text; returns where it is, and int [T]: of each frame the column of its token, or ``STAR``.
 
     Args:
         log_probs: float32 [T, K], of the tokens ``ids``.
@@ -257,7 +262,9 @@ def align_plan(log_probs: np.ndarray, plan: Plan, *, blank_id: int, ids: np.ndar
     segments = tuple(_segments(plan, words, spans, clock))
     own = np.concatenate([np.arange(place.start, place.stop) for place in plan.places])
     gaps = _untranscribed(log_probs[:, blank], spans, clock)
-    return Found(segments, words, chars, _score(spans, own[plan.tokens[own] != STAR]), gaps, plan.dropped)
+    score = _score(spans, own[plan.tokens[own] != STAR])
+    found = Found(segments, words, chars, score, gaps, plan.dropped)
+    return found, spans.path(columns, blank_id=blank)
 
 
 class _Clock(NamedTuple):
