@@ -87,7 +87,7 @@ class BeamSearch:
             times = None
             if self.timestamps is not None:
                 hop = self.seconds_per_frame
-                _, times = timed(reading.ids, reading.scores, vocabulary, seconds_per_frame=hop, written=reading.words)
+                _, times = timed(*reading.frames(), vocabulary, seconds_per_frame=hop, written=reading.words)
             text = reading.alternatives[0].text
             return replace(result, transcript=text, times=times, alternatives=reading.alternatives)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mms_jax.ctc.align import align_tokens
 from mms_jax.pipelines.decoding.plans import Plan
-from mms_jax.pipelines.decoding.pool import DecoderPool, Hypothesis, Task
 from mms_jax.pipelines.transcription import Alternative
 
 # Frames that are searched in one go: what flashlight-text remembers grows with them, 0.2 GB a minute at a beam of 500.
@@ -17,43 +17,104 @@ from mms_jax.pipelines.transcription import Alternative
 MAX_PIECE = 3000
 
 
+class Hypothesis(NamedTuple):
+    """One result of a search."""
+
+    score: float  # log probability of what was heard, and what language model, words and hotwords add to it
+    lm_score: float  # log10 probability by the language model
+    tokens: np.ndarray  # int [N]: repeats merged, blanks dropped
+    words: tuple[int, ...]  # indices of the lexicon's words
+
+
+class Task(NamedTuple):
+    """How to search."""
+
+    beam_size: int
+    beam_size_token: int
+    beam_threshold: float
+    lm_weight: float
+    word_score: float
+    hotword_weight: float
+    num_best: int
+
+
+class Waiting(Protocol):
+    """A search that goes on."""
+
+    def result(self) -> list[Hypothesis]:
+        """What it found, best first, when it is there."""
+        ...
+
+
+class Searcher(Protocol):
+    """Decoders, by number, for as many plans."""
+
+    def add(self, plan: Plan) -> int:
+        """Another decoder; returns its number."""
+        ...
+
+    def submit(self, decoder: int, log_probs: np.ndarray, task: Task) -> Waiting:
+        """Search float32 [T, V], at least one frame, with one of the decoders."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """What was found in a recording."""
 
     alternatives: tuple[Alternative, ...]  # best first, at least one
-    ids: np.ndarray  # int32 [T]: the token of every frame for the first of them
-    scores: np.ndarray  # float32 [T]: its probability
     words: tuple[str, ...] | None  # of the first, as the lexicon writes them; None without one
+    pieces: tuple[np.ndarray, ...]  # log probabilities, float32 [T, V] together
+    tokens: tuple[np.ndarray, ...]  # of the first, in each piece
+    blank_id: int
+
+    def frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """int [T], the token of every frame on the most probable way to the first alternative; and its probability."""
+        paths = [_path(piece, own, self.blank_id) for piece, own in zip(self.pieces, self.tokens, strict=True)]
+        scores = [np.exp(piece[np.arange(len(piece)), path]) for piece, path in zip(self.pieces, paths, strict=True)]
+        return np.concatenate(paths), np.concatenate(scores)
+
+
+def _path(log_probs: np.ndarray, tokens: np.ndarray, blank_id: int) -> np.ndarray:
+    if len(tokens) == 0:
+        return np.full(len(log_probs), blank_id)
+    return align_tokens(log_probs, tokens, blank_id=blank_id).path(tokens, blank_id=blank_id)
 
 
 class Search:
     """A recording that is being searched."""
 
-    def __init__(self, pool: DecoderPool, decoder: int, plan: Plan, log_probs: np.ndarray, task: Task):
+    def __init__(self, searcher: Searcher, decoder: int, plan: Plan, log_probs: np.ndarray, task: Task):
         self._plan = plan
         self._task = task
         self._pieces = [log_probs[piece] for piece in pieces(log_probs, blank_id=plan.blank_id)]
-        self._futures: list[Future[list[Hypothesis]]] = [pool.submit(decoder, piece, task) for piece in self._pieces]
+        self._waiting = [searcher.submit(decoder, piece, task) for piece in self._pieces]
 
     def wait(self) -> Reading:
         """The result, when it is there."""
-        found = [future.result() for future in self._futures]
-        ids = np.concatenate([one[0].frames for one in found])
-        scores = [
-            np.exp(piece[np.arange(len(piece)), one[0].frames]) for piece, one in zip(self._pieces, found, strict=True)
-        ]
+        found = [waiting.result() for waiting in self._waiting]
         joined = join(found, num_best=self._task.num_best)
-        best = tuple(index for one in found for index in one[0].words)
-        words = None if self._plan.spellings is None else tuple(self._plan.words[index] for index in best)
-        return Reading(tuple(self._alternative(one) for one in joined), ids, np.concatenate(scores), words)
+        return Reading(
+            self._alternatives(joined),
+            self._words(joined[0]) if self._plan.spellings is not None else None,
+            tuple(self._pieces),
+            tuple(one[0].tokens for one in found),
+            self._plan.blank_id,
+        )
 
-    def _alternative(self, joined: Hypothesis) -> Alternative:
-        if self._plan.spellings is not None:
-            text = " ".join(self._plan.words[index] for index in joined.words)
-        else:
-            text = self._plan.vocabulary.decode(joined.frames)
-        return Alternative(text, joined.score, joined.lm_score)
+    def _words(self, hypothesis: Hypothesis) -> tuple[str, ...]:
+        return tuple(self._plan.words[index] for index in hypothesis.words)
+
+    def _alternatives(self, joined: Sequence[Hypothesis]) -> tuple[Alternative, ...]:
+        """Texts, each once: hypotheses may differ in delimiters that part nothing."""
+        best: dict[str, Alternative] = {}
+        for one in joined:
+            if self._plan.spellings is None:
+                text = self._plan.vocabulary.decode(one.tokens, group_tokens=False)
+            else:
+                text = " ".join(self._words(one))
+            best.setdefault(text, Alternative(text, one.score, one.lm_score))
+        return tuple(best.values())[: self._task.num_best]
 
 
 def pieces(log_probs: np.ndarray, *, blank_id: int) -> list[slice]:
@@ -88,8 +149,8 @@ def join(found: Sequence[list[Hypothesis]], *, num_best: int) -> list[Hypothesis
             Hypothesis(
                 before.score + after.score,
                 before.lm_score + after.lm_score,
+                np.concatenate([before.tokens, after.tokens]),
                 before.words + after.words,
-                np.concatenate([before.frames, after.frames]),
             )
             for before, after in pairs[:num_best]
         ]

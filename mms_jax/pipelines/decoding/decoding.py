@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from mms_jax.errors import LanguageModelError
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import Alphabet
-from mms_jax.pipelines.decoding.beam import Search, log_softmax
+from mms_jax.pipelines.decoding.beam import Search, Searcher, Task, log_softmax
+from mms_jax.pipelines.decoding.device import DeviceDecoders
 from mms_jax.pipelines.decoding.plans import Plan, make_plan
-from mms_jax.pipelines.decoding.pool import DecoderPool, Task
+from mms_jax.pipelines.decoding.pool import DecoderPool
 from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, Materials, Request, Resolve
 
 BEAM_SIZE_TOKEN = 50  # most tokens that a frame may be, as in fairseq
@@ -59,14 +60,14 @@ class Decoding:
         self._prepared: dict[Tag, Prepared] = {}
         materials = request.materials(heard, resolve)
         plans = {tag: self._plan(tag, one) for tag, one in materials.items()}
-        self._pool = DecoderPool(list(plans.values()), num_processes=min(MAX_PROCESSES, os.cpu_count() or 1))
+        self._searcher = _searcher(request, list(plans.values()))
         for decoder, (tag, plan) in enumerate(plans.items()):
             self._prepared[tag] = _prepared(decoder, plan, materials[tag])
 
     def search(self, tag: Tag, logits: np.ndarray, request: Request) -> Search:
         """Start the search of a recording's logits, float32 [T, V], at least one frame, in the language of ``tag``."""
         prepared = self._for(tag)
-        return Search(self._pool, prepared.decoder, prepared.plan, log_softmax(logits), task(request, prepared))
+        return Search(self._searcher, prepared.decoder, prepared.plan, log_softmax(logits), task(request, prepared))
 
     def plan(self, tag: Tag) -> Plan:
         """What a language is searched with."""
@@ -77,7 +78,7 @@ class Decoding:
             if tag not in self._prepared:  # one that was identified
                 (materials,) = self._request.materials([tag], self._resolve).values()
                 plan = self._plan(tag, materials)
-                self._prepared[tag] = _prepared(self._pool.add(plan), plan, materials)
+                self._prepared[tag] = _prepared(self._searcher.add(plan), plan, materials)
             return self._prepared[tag]
 
     def _plan(self, tag: Tag, materials: Materials) -> Plan:
@@ -89,6 +90,12 @@ class Decoding:
             lexicon=materials.lexicon,
             hotwords=materials.hotwords,
         )
+
+
+def _searcher(request: Request, plans: Sequence[Plan]) -> Searcher:
+    if request.decoder == "device":
+        return DeviceDecoders(plans)
+    return DecoderPool(plans, num_processes=min(MAX_PROCESSES, os.cpu_count() or 1))
 
 
 def _prepared(decoder: int, plan: Plan, materials: Materials) -> Prepared:

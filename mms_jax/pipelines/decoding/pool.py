@@ -11,40 +11,19 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mms_jax.errors import LanguageModelError
 from mms_jax.pipelines.decoding import worker
+from mms_jax.pipelines.decoding.beam import Hypothesis, Task
 from mms_jax.pipelines.decoding.plans import Plan
 from mms_jax.pipelines.decoding.worker import receive, send
 
 _STOP_SECONDS = 5.0
 _NOT_READ_BY_WORKERS = ("vocabulary", "difference")
-
 Answer = tuple[dict[str, Any], bytearray]  # a JSON object, and the bytes behind it
-
-
-class Hypothesis(NamedTuple):
-    """One result of a search."""
-
-    score: float  # log probability of what was heard, and what language model, words and hotwords add to it
-    lm_score: float  # log10 probability by the language model, hotwords included
-    words: tuple[int, ...]  # indices of the lexicon's words
-    frames: np.ndarray  # int32 [T]: the token of every frame on the best way to it
-
-
-class Task(NamedTuple):
-    """How to search."""
-
-    beam_size: int
-    beam_size_token: int
-    beam_threshold: float
-    lm_weight: float
-    word_score: float
-    hotword_weight: float
-    num_best: int
 
 
 class DecoderPool:
@@ -104,11 +83,11 @@ class DecoderPool:
                 f"{self._name(decoder)}: a process of the beam search ended in the middle of it; "
                 "the file is damaged, or there was not enough memory"
             )
-        found, data = answer[0]["hypotheses"], np.frombuffer(answer[1], np.int32)
-        paths = data.reshape(len(found), len(log_probs))
+        tokens = np.frombuffer(answer[1], np.int32)
+        ends = np.cumsum([one["num_tokens"] for one in answer[0]["hypotheses"]])
         return [
-            Hypothesis(one["score"], one["lm"], tuple(one["words"]), path)
-            for one, path in zip(found, paths, strict=True)
+            Hypothesis(one["score"], one["lm_score"], tokens[end - one["num_tokens"] : end], tuple(one["words"]))
+            for one, end in zip(answer[0]["hypotheses"], ends, strict=True)
         ]
 
     def _check(self, answer: Answer | None, decoders: Sequence[int]) -> None:

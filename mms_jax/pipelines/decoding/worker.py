@@ -205,8 +205,7 @@ class Hotwords:
 
 
 def search(decoder: Decoder, task: dict[str, Any], log_probs: np.ndarray) -> tuple[list[dict[str, Any]], bytes]:
-    """The best hypotheses for float32 [T, V]; and int32 [hypotheses, T], the token of each of their frames."""
-    num_frames = len(log_probs)
+    """The best hypotheses for float32 [T, V]; and int32, the tokens of all of them, end to end."""
     if decoder.has_hotwords:
         decoder.lm.bonus = task["hotword_weight"] / task["lm_weight"]
     if decoder.trie is not None:  # a word ends with its delimiter, so the last one is given one
@@ -214,30 +213,33 @@ def search(decoder: Decoder, task: dict[str, Any], log_probs: np.ndarray) -> tup
         last[0, decoder.delimiter_id] = 0.0
         log_probs = np.concatenate([log_probs, last])
     log_probs = np.ascontiguousarray(np.maximum(log_probs, UNSPOKEN), np.float32)
-    found = _flashlight(decoder, task).decode(log_probs.ctypes.data, *log_probs.shape)
-    kept, paths = [], []
-    seen = set()
-    for result in found:
-        path = result.tokens[1 : num_frames + 1]  # a silence stands before the first frame, one behind the last
+    found: dict[tuple[int, ...], dict[str, Any]] = {}  # by what is read
+    texts: list[tuple[int, ...]] = []
+    for result in _flashlight(decoder, task).decode(log_probs.ctypes.data, *log_probs.shape):
         words = [word for word in result.words if word >= 0]
-        reading = tuple(words) if decoder.trie is not None else _collapsed(path, decoder)
-        if reading in seen or not math.isfinite(result.score):
+        tokens = collapsed(result.tokens[1 : len(log_probs) + 1], decoder)  # a silence stands at either end
+        reading = tuple(words) if decoder.trie is not None else _stripped(tokens, decoder.delimiter_id)
+        if reading in found or not math.isfinite(result.score):
             continue
-        seen.add(reading)
-        kept.append({"score": result.score, "lm": result.lmScore, "words": words})
-        paths.append(path)
-        if len(kept) == task["num_best"]:
+        lm_score = result.lmScore
+        found[reading] = {"score": result.score, "lm_score": lm_score, "words": words, "num_tokens": len(tokens)}
+        texts.append(tokens)
+        if len(found) == task["num_best"]:
             break
-    return kept, np.array(paths, np.int32).tobytes()
+    return list(found.values()), np.array([token for tokens in texts for token in tokens], np.int32).tobytes()
 
 
-def _collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
-    """What is read in frames: repeats merged, blanks dropped, and delimiters that separate nothing."""
+def collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
+    """What is read in frames: repeats merged, blanks dropped."""
     merged = [token for token, before in zip(path, [-1, *path], strict=False) if token != before]
-    spoken = [token for token in merged if token != decoder.blank_id]
-    end = decoder.delimiter_id
-    tokens = [token for token, before in zip(spoken, [end, *spoken], strict=False) if not token == before == end]
-    return tuple(tokens[:-1] if tokens and tokens[-1] == end else tokens)
+    return tuple(token for token in merged if token != decoder.blank_id)
+
+
+def _stripped(tokens: Sequence[int], delimiter_id: int) -> tuple[int, ...]:
+    """Without delimiters that part nothing."""
+    before = [delimiter_id, *tokens]
+    kept = [token for token, last in zip(tokens, before, strict=False) if not token == last == delimiter_id]
+    return tuple(kept[:-1] if kept and kept[-1] == delimiter_id else kept)
 
 
 def _flashlight(decoder: Decoder, task: dict[str, Any]) -> Any:
