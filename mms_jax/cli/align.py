@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mms_jax.cli.common import add_model, model_or_demo, positive, some, to_json, warn
+from mms_jax.cli.segment import add_segment, check_segment, make_segments
 from mms_jax.errors import AlignmentError, LanguageError, SettingError
 from mms_jax.files import atomic_write
 from mms_jax.pipelines.alignment import Alignment
@@ -45,6 +46,7 @@ def add_align(commands: Any) -> None:
     )
     align.add_argument("--dtype", choices=WAV2VEC2_DTYPES, default="float32", help="of weights and products (float32)")
     align.add_argument("--batch-size", type=positive, default=8, metavar="N", help="most windows at a time (8)")
+    add_segment(align)
     align.set_defaults(run=_align)
 
 
@@ -53,6 +55,7 @@ def _align(options: argparse.Namespace) -> int:
         raise SettingError(f"JSON has all levels, so leave out --level {options.level}")
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise SettingError(f"--output {options.output}: there is no such folder")
+    check_segment(options)
     text = _read(options.text)
     result = _load(options).align(
         options.audio,
@@ -67,8 +70,10 @@ def _align(options: argparse.Namespace) -> int:
         warn(f"warning: {warning}")
     if len(result.warnings) > _MOST_WARNINGS:
         warn(f"warning: {len(result.warnings) - _MOST_WARNINGS} more; --format json has them all")
+    if options.segment is not None:
+        make_segments(options, result)
     if options.output is None:
-        print(content, end="")
+        print(content if options.segment is None else "", end="")
         return 0
     with atomic_write(Path(options.output)) as stream:
         stream.write(content.encode("utf-8", "surrogateescape"))  # the name of a file may be no text
