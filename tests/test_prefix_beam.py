@@ -193,16 +193,18 @@ def test_without_frames_there_is_the_empty_text(tmp_path):
     assert search(jnp.zeros((0, 5, 3)), jnp.zeros(0, int), blank_id=0).tokens.shape == (0, 1, 5)
 
 
-def test_columns_and_frames_of_minus_infinity_are_never_taken_and_give_no_nan():
-    log_probs = emissions(np.random.default_rng(3), 7, 5)
-    log_probs[:, 2] = -math.inf
-    log_probs[3, 0] = -math.inf  # no blank here
-    log_probs[5, 1:] = -math.inf  # nothing but blank
-    sizes = {"beam_size": 5, "beam_size_token": 4}
-    result = search(log_probs[None], jnp.array([7]), blank_id=0, num_best=5, **sizes)
-    assert_alike(texts(result), over_dicts(log_probs, 0, nothing, **sizes))
-    assert not any(2 in text for text, _ in texts(result))
+def test_tokens_of_minus_infinity_are_never_taken_and_give_no_nan():
+    """Prefixes die of them, too, whose parents live on and who may come again, though only by a frame's best tokens."""
+    rng = np.random.default_rng(3)
+    log_probs = emissions(rng, 60, 10, 5)
+    log_probs[rng.random(log_probs.shape) < 0.45] = -math.inf
+    sizes = {"beam_size": 12, "beam_size_token": 1}
+    result = search(log_probs, jnp.full(60, 10), blank_id=0, num_best=12, **sizes)
     assert not any(np.any(np.isnan(array)) for array in result)
+    expected = [over_dicts(frames, 0, nothing, **sizes) for frames in log_probs]
+    assert 10 < sum(map(bool, expected)) < 60
+    for row, one in enumerate(expected):
+        assert_alike(texts(result, row), one)
 
 
 def test_a_row_that_nothing_can_spell_has_no_text():
@@ -269,6 +271,16 @@ def test_a_hotword_has_its_share_while_it_is_spelt():
         total.append(float(automaton.scores[state, token]))
         state = automaton.next_states[state, token]
     assert np.cumsum(total).tolist() == [2, 4, 6, 0]
+
+
+def test_the_larger_share_counts_where_one_hotword_begins_within_another():
+    automaton = hotword_automaton([([1, 2, 1, 2], 4.0), ([2, 1, 3], 9.0)], num_tokens=4)
+    state, total = automaton.start, 0.0
+    for token, share in ((1, 1.0), (2, 3.0), (1, 6.0), (3, 9.0)):
+        total += float(automaton.scores[state, token])
+        state = automaton.next_states[state, token]
+        assert total == share
+    assert automaton.final_scores[state] == 0
 
 
 def test_the_search_with_hotwords_finds_what_all_paths_give(tmp_path):

@@ -325,11 +325,12 @@ def find(ngrams: Sequence[NGrams], words: np.ndarray) -> np.ndarray:
     """The index of each row of words, [M, n], among the n-grams of order n: int64 [M], -1 where there is none."""
     indices = words[:, 0].astype(np.int64)
     for k in range(1, words.shape[1]):
-        table = ngrams[k]
-        keys = _keys(indices, words[:, k], num_words=len(ngrams[0].words))
-        places = np.minimum(np.searchsorted(table.keys, keys), len(table.keys) - 1)
-        found = (indices >= 0) & (table.keys[places] == keys) if len(table.keys) else np.zeros(len(keys), bool)
-        indices = np.where(found, table.by_key[places] if len(table.keys) else -1, -1)
+        _, _, _, _, keys, by_key = ngrams[k]
+        if not len(keys):
+            return np.full(len(words), -1, np.int64)
+        wanted = _keys(indices, words[:, k], num_words=len(ngrams[0].words))  # negative without a context: no key is
+        places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        indices = np.where(keys[places] == wanted, by_key[places], -1)
     return indices
 
 

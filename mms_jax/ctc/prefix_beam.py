@@ -204,8 +204,10 @@ def _taken(best: Int[Array, " K"], beam: _Beam, blank, label, extended, tokens, 
 
 def _merged(beam: _Beam, total, labels, extended, after_same) -> tuple[Float[Array, " K"], Float[Array, "K A"]]:
     """What comes to each prefix from its parent, if that is in the beam, and the extensions without those."""
-    alive = total > _NEVER  # what is not has a hash all the same: that of what was in its place
-    is_child = jnp.all(beam.parents[:, :, None] == beam.hashes[:, None, :], axis=0) & alive[:, None] & alive
+    # A prefix of probability 0 is no longer in the beam. As a parent it would do no harm: argmax finds the first, and
+    # all of them come after those that are alive.
+    alive = total > _NEVER
+    is_child = jnp.all(beam.parents[:, :, None] == beam.hashes[:, None, :], axis=0) & alive[:, None]
     parent, has_parent = jnp.argmax(is_child, axis=1), jnp.any(is_child, axis=1)
     arriving = jnp.where(beam.last == beam.last[parent], beam.blank[parent], total[parent]) + labels[beam.last]
     column, has_column = jnp.argmax(after_same, axis=1), jnp.any(after_same, axis=1)
