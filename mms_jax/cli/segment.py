@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def add_segment(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--min-score",
-        type=float,
+        type=_score,
         metavar="X",
-        help="leave out clips whose mean log probability is so much below what the model hears on its own "
-        f"({default.min_score}; -inf: none)",
+        help="leave out clips whose mean log probability is so far below what the model hears on its own "
+        f"({default.min_score}; none: keep all)",
     )
     group.add_argument(
         "--min-seconds", type=float, metavar="X", help=f"leave out shorter ones ({default.min_seconds:g})"
@@ -38,6 +39,11 @@ def add_segment(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"cut longer lines at pauses and ends of sentences ({default.max_seconds:g})",
     )
+
+
+def _score(text: str) -> float:
+    """argparse takes -inf for an option."""
+    return -math.inf if text == "none" else float(text)
 
 
 def check_segment(options: argparse.Namespace) -> None:
@@ -61,7 +67,10 @@ def make_segments(options: argparse.Namespace, alignment: Alignment) -> None:
         warn(line)
     if made.dropped:
         warn(f"what was left out is in {out / REPORT}")
-    warn(f"train on it: mms-jax train --dataset_name {shlex.quote(str(out))} --text_column_name {NORMALIZED_COLUMN} …")
+    warn(
+        f"train on it: mms-jax train --dataset_name {shlex.quote(str(out))} --train_split_name train "
+        f"--text_column_name {NORMALIZED_COLUMN} …"
+    )
     print(out)
 
 
