@@ -92,11 +92,13 @@ def _read(name: str) -> str:
     """The text of a file or of stdin, a byte order mark left out.
 
     Raises:
-        AlignmentError: it is not UTF-8. OSError: it cannot be read.
+        AlignmentError: it cannot be read, or is not UTF-8.
     """
-    data = sys.stdin.buffer.read() if name == _STDIN else Path(name).read_bytes()
     try:
+        data = sys.stdin.buffer.read() if name == _STDIN else Path(name).read_bytes()
         return data.decode("utf-8-sig")
+    except OSError as error:
+        raise AlignmentError(f"{name}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise AlignmentError(f"{name}: not UTF-8 at byte {error.start}; save the text as UTF-8") from error
 

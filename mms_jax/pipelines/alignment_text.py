@@ -179,16 +179,16 @@ def _check_letters(words: Sequence[Spelling], vocabulary: CTCVocabulary, *, roma
     unknown = Counter(letter for word in words for letter in word.dropped)
     if not known and not unknown:
         raise AlignmentError(
-            f"nothing of the text is spoken: numbers, brackets and punctuation are left out ({shown(words[0].text)}); "
-            "write numbers in words"
+            f"the text has no word to align ({shown(words[0].text)}): numbers, punctuation and notes in brackets are not "
+            "spoken, and <star> stands for anything; write numbers in words"
         )
     if unknown.total() > MOST_UNKNOWN * (known + unknown.total()):
         some = " ".join(letter for letter, _ in unknown.most_common(_LETTERS_SHOWN))
         script = unicodedata.name(unknown.most_common(1)[0][0], "UNNAMED").split()[0]
-        remedy = (
-            "romanize=True spells any script in this model's letters"
+        remedy = "choose the text's own language" + (
+            ", or romanize=True, which spells any script in Latin letters"
             if is_roman(vocabulary) and not romanize
-            else "choose the text's own language, or an aligner of romanised text for any script"
+            else ", or an aligner of romanised text, which takes any"
         )
         raise AlignmentError(
             f"{unknown.total()} of the text's {known + unknown.total()} letters are not in the vocabulary "
