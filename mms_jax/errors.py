@@ -59,3 +59,7 @@ class DatasetError(MMSError, ValueError):
 
 class TrainingError(MMSError, RuntimeError):
     """Training that cannot start or go on; the message says at which step and why, and what is kept."""
+
+
+class MMSWarning(UserWarning):
+    """Something that goes on, but not quite as one might think; the message says what, and how to have it otherwise."""

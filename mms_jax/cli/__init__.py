@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from mms_jax.cli.align import add_align
-from mms_jax.cli.common import model_or_demo, warn
+from mms_jax.cli.common import model_or_demo, own_warnings, warn
 from mms_jax.cli.decoding import add_tune_lm
 from mms_jax.cli.demo_train import add_demo_train
 from mms_jax.cli.doctor import add_doctor
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # a process of its own
         reuse_freed_memory()
     try:
-        with nullcontext() if options.command in _WITHOUT_CACHE else program_cache(warn):
+        with own_warnings(), nullcontext() if options.command in _WITHOUT_CACHE else program_cache(warn):
             code = options.run(options)
         print(end="", flush=True)  # here, where a full disk is still an error and not lost at exit
         return code

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mms_jax.errors import MMSWarning
 from mms_jax.pipelines.demo import DEMO_MODEL
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES
 
@@ -81,3 +84,21 @@ def warn(message: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:  # else print would write it to stdout
         print(f"mms-jax: {message}", file=sys.stderr)
+
+
+@contextmanager
+def own_warnings() -> Iterator[None]:
+    """Show this library's warnings as ``warn`` does, without where in it they come from."""
+    show = warnings.showwarning
+
+    def tell(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if issubclass(category, MMSWarning):
+            warn(f"warning: {message}")
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = tell
+    try:
+        yield
+    finally:
+        warnings.showwarning = show

@@ -45,7 +45,7 @@ class Alternative(NamedTuple):
 
     text: str
     score: float  # log probability of what was heard, plus what language model, words and hotwords add to it
-    lm_score: float  # log10 probability by the language model, with the shares of hotwords
+    lm_score: float  # log10 probability by the language model; 0 without one
 
 
 class Times(NamedTuple):

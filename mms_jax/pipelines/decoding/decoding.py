@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mms_jax.errors import LanguageModelError
+from mms_jax.errors import LanguageModelError, MMSWarning
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import Alphabet
 from mms_jax.pipelines.decoding.beam import Search, Searcher, Task, log_softmax
@@ -21,6 +22,7 @@ from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, Materials,
 BEAM_SIZE_TOKEN = 50  # most tokens that a frame may be, as in fairseq
 BEAM_THRESHOLD = 50.0  # log probability below the best at which a hypothesis is given up, as in torchaudio
 MAX_PROCESSES = 8
+MAX_ORDER = 6  # as flashlight-text's KenLM is compiled
 
 
 class Prepared(NamedTuple):
@@ -83,13 +85,21 @@ class Decoding:
 
     def _plan(self, tag: Tag, materials: Materials) -> Plan:
         alphabet = self._alphabet(tag)
-        return make_plan(
+        if self._request.decoder == "flashlight" and materials.lm is not None and materials.lm.order > MAX_ORDER:
+            raise LanguageModelError(
+                f"{materials.lm.path}: n-grams of order {materials.lm.order}, but the KenLM inside flashlight-text "
+                f"reads up to {MAX_ORDER}; build one of a lower order, or take decoder='device' for one of letters"
+            )
+        plan = make_plan(
             alphabet.vocabulary,
             vocab_size=alphabet.vocab_size,
             lm=materials.lm,
             lexicon=materials.lexicon,
             hotwords=materials.hotwords,
         )
+        if plan.difference:
+            warnings.warn(f"{plan.name}: {plan.difference}", MMSWarning, stacklevel=2)
+        return plan
 
 
 def _searcher(request: Request, plans: Sequence[Plan]) -> Searcher:
@@ -106,17 +116,12 @@ def _prepared(decoder: int, plan: Plan, materials: Materials) -> Prepared:
 
 
 def task(request: Request, prepared: Prepared) -> Task:
-    """How to search; hotwords need a weight of the language model that is not 0, which without one can be any."""
-    lm_weight = prepared.lm_weight if request.lm_weight is None else request.lm_weight
-    if prepared.plan.hotwords and lm_weight == 0:
-        if prepared.plan.lm is not None:
-            raise LanguageModelError("hotwords are counted with the language model, whose lm_weight is 0; raise it")
-        lm_weight = 1.0
+    """How to search."""
     return Task(
         beam_size=request.beam,
         beam_size_token=min(BEAM_SIZE_TOKEN, len(prepared.plan.tokens)),
         beam_threshold=BEAM_THRESHOLD,
-        lm_weight=lm_weight,
+        lm_weight=prepared.lm_weight if request.lm_weight is None else request.lm_weight,
         word_score=prepared.word_score if request.word_score is None else request.word_score,
         hotword_weight=request.hotword_weight,
         num_best=request.num_best,

@@ -67,7 +67,7 @@ class DeviceDecoders:
         """Another decoder; returns its number."""
         if plan.spellings is not None:
             raise LanguageModelError(
-                f"{plan.lm or 'lexicon'}: decoder='device' takes language models of letters and no lexicon; "
+                f"{plan.name}: decoder='device' takes language models of letters and no lexicon; "
                 "leave decoder out for words"
             )
         ngram = None if plan.lm is None else dense_ngram(read_arpa(plan.lm), tokens=plan.tokens)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mms_jax.ctc.arpa import read_unigrams
+from mms_jax.ctc.arpa import read_counts, read_unigrams
 from mms_jax.errors import LanguageModelError
 from mms_jax.files import read_json
 
@@ -33,6 +33,7 @@ class LanguageModel(NamedTuple):
 
     path: Path
     words: Sequence[str]  # all that it scores, markers such as <s> left out
+    order: int  # of its longest n-grams
     lm_weight: float | None = None  # of what was stored with it, for scores to the base of 10
     word_score: float | None = None
     labels: Sequence[str] | None = None  # the vocabulary that it was stored for, in order of id
@@ -49,12 +50,20 @@ def open_language_model(where: str | os.PathLike[str]) -> LanguageModel:
         return _from_directory(path)
     if not path.is_file():
         raise LanguageModelError(f"{path}: no such file; give an ARPA file, a KenLM binary or a decoder's directory")
-    return LanguageModel(path, _words(path))
+    return LanguageModel(path, _words(path), _order(path))
 
 
 def _words(path: Path) -> list[str]:
     words = binary_words(path) if is_binary(path) else read_unigrams(path)
     return [word for word in words if word.lower() not in ("<s>", "</s>", "<unk>")]
+
+
+def _order(path: Path) -> int:
+    if not is_binary(path):
+        return len(read_counts(path))
+    with path.open("rb") as stream:
+        stream.seek(_PARAMETERS)
+        return stream.read(1)[0]  # there, or its words could not have been read
 
 
 def _from_directory(path: Path) -> LanguageModel:
@@ -74,6 +83,7 @@ def _from_directory(path: Path) -> LanguageModel:
     return LanguageModel(
         found[0],
         words,
+        _order(found[0]),
         lm_weight=None if alpha is None else alpha / _LOG10_OF_E,  # alpha weighs natural logarithms
         word_score=beta,
         labels=labels,

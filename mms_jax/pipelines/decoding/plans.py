@@ -51,6 +51,11 @@ class Plan:
     vocabulary: CTCVocabulary
     difference: Difference
 
+    @property
+    def name(self) -> str:
+        """What errors and warnings are about."""
+        return "lexicon" if self.lm is None else self.lm
+
 
 def make_plan(
     vocabulary: CTCVocabulary,

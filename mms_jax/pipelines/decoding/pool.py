@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from mms_jax.errors import LanguageModelError
+from mms_jax.errors import LanguageModelError, SettingError
 from mms_jax.pipelines.decoding import worker
 from mms_jax.pipelines.decoding.beam import Hypothesis, Task
 from mms_jax.pipelines.decoding.plans import Plan
@@ -32,10 +33,15 @@ class DecoderPool:
     Those of ``plans`` are in memory once, whatever the number of processes; those that are added are in each of them.
 
     Raises:
-        LanguageModelError: a language model cannot be read; names it.
+        LanguageModelError: a language model cannot be read; names it. SettingError: flashlight-text is not installed.
     """
 
     def __init__(self, plans: Sequence[Plan], *, num_processes: int):
+        if find_spec("flashlight") is None:
+            raise SettingError(
+                "the beam search needs flashlight-text, which is not here (there are no wheels for Python 3.13): "
+                "pip install flashlight-text, or take decoder='device'"
+            )
         self._plans = list(plans)
         own, theirs = zip(*(socket.socketpair() for _ in range(num_processes)), strict=True)
         numbers = [connection.fileno() for connection in theirs]
@@ -102,7 +108,7 @@ class DecoderPool:
                 raise LanguageModelError(f"{self._name(decoder)}: cannot be read: {_reason(error)}")
 
     def _name(self, decoder: int) -> str:
-        return self._plans[decoder].lm or "beam search"
+        return self._plans[decoder].name
 
 
 def _described(plan: Plan) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def _ask(
 
 
 def _close(threads: ThreadPoolExecutor, connections: Sequence[socket.socket], process: subprocess.Popen[bytes]) -> None:
-    threads.shutdown(wait=True, cancel_futures=True)
+    threads.shutdown(wait=False, cancel_futures=True)  # it may be one of them that lets go of the pool last
     for connection in connections:
         connection.close()
     try:

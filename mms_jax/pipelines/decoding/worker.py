@@ -13,12 +13,15 @@ import os
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _HEADER = struct.Struct("<IQ")  # bytes of the JSON object, bytes behind it
+_LEAST_WEIGHT = 1e-6  # of a language model that bonuses are counted with
 UNSPOKEN = -1e4  # log probability of what a frame cannot be; finite, so that sums of it can be compared
 
 
@@ -54,6 +57,7 @@ class Decoder(NamedTuple):
     """All that one language is searched with."""
 
     lm: Any
+    boosted: Any  # the same, and bonuses on top of it; slower
     trie: Any | None  # None: any spelling
     blank_id: int
     delimiter_id: int  # -1: none
@@ -79,11 +83,9 @@ def load(plan: dict[str, Any]) -> Decoder:
     trie = None
     if plan["spellings"] is not None:
         trie = _trie(plan, lm=None if is_token_lm else lm)
-    if plan["hotwords"]:
-        lm = _boosted(lm, plan["hotwords"], boundary=plan["delimiter_id"] if is_token_lm else None)
-    return Decoder(
-        lm, trie, plan["blank_id"], plan["delimiter_id"], plan["unk_index"], is_token_lm, bool(plan["hotwords"])
-    )
+    boosted = _boosted(lm, plan["hotwords"], boundary=plan["delimiter_id"] if is_token_lm else None)
+    ids = plan["blank_id"], plan["delimiter_id"], plan["unk_index"]
+    return Decoder(lm, boosted, trie, *ids, is_token_lm, bool(plan["hotwords"]))
 
 
 def _trie(plan: dict[str, Any], *, lm: Any) -> Any:
@@ -100,7 +102,7 @@ def _trie(plan: dict[str, Any], *, lm: Any) -> Any:
 
 
 def _boosted(lm: Any, hotwords: Sequence[Sequence[int]], *, boundary: int | None) -> Any:
-    """A language model that also counts the hotwords it has seen; see ``Hotwords``."""
+    """A language model that also counts hotwords (see ``Hotwords``), and words where it is one of letters."""
     from flashlight.lib.text import decoder as flashlight
 
     automaton = Hotwords(hotwords, boundary=boundary)
@@ -109,6 +111,7 @@ def _boosted(lm: Any, hotwords: Sequence[Sequence[int]], *, boundary: int | None
         def __init__(self) -> None:
             flashlight.LM.__init__(self)
             self.bonus = 0.0  # for a whole phrase, in units of the language model
+            self.word_bonus = 0.0  # for a delimiter
             self.states: dict[Any, tuple[Any, int]] = {}
 
         def start(self, start_with_nothing: bool) -> Any:
@@ -123,7 +126,8 @@ def _boosted(lm: Any, hotwords: Sequence[Sequence[int]], *, boundary: int | None
             following, share = automaton.step(node, index)
             state = state.child(index)
             self.states.setdefault(state, (inner, following))
-            return state, score + self.bonus * share
+            word = self.word_bonus if index == boundary else 0.0
+            return state, score + self.bonus * share + word
 
         def finish(self, state: Any) -> tuple[Any, float]:
             inner, node = self.states[state]
@@ -137,77 +141,68 @@ def _boosted(lm: Any, hotwords: Sequence[Sequence[int]], *, boundary: int | None
 
 
 class Hotwords:
-    """Phrases as a trie: a step gives its share of a phrase, and one that leads out of it takes all shares back.
+    """Phrases to be found (Aho and Corasick 1975): each occurrence counts 1, of which its beginning is an advance.
 
-    So only a whole phrase keeps its bonus, once. ``phrases`` are word indices, or, with ``boundary`` (the word
-    delimiter), token ids, which then count between word boundaries only.
+    What is advanced is taken back where the text goes on otherwise. ``phrases`` are word indices, or, with ``boundary``
+    (the word delimiter), token ids, which count between word boundaries only.
     """
 
-    OUTSIDE = -1  # within a word that starts no phrase
-
     def __init__(self, phrases: Sequence[Sequence[int]], *, boundary: int | None):
-        self.start = 0
-        self._boundary = boundary
+        self._around = [] if boundary is None else [boundary]
         self._children: list[dict[int, int]] = [{}]
-        self._granted = [0.0]  # of a phrase, on the way to each node
-        self._whole = [False]  # whether a phrase is complete here, if it ends here
-        self._kept = [False]  # whether one is complete whatever follows
+        self._advance = [0.0]  # at each node
+        self._ends = [0]  # phrases that are complete there
+        self._shorter = [0]  # the node of the longest proper ending that begins a phrase
         for phrase in phrases:
             self._insert(phrase)
-        self._settle(self.start)
+        self._link()
+        self.start = self._after(0, self._around)
 
     def _insert(self, phrase: Sequence[int]) -> None:
-        node = self.start
-        for depth, symbol in enumerate(phrase, start=1):
+        node = 0
+        for depth, symbol in enumerate([*self._around, *phrase, *self._around], start=1 - len(self._around)):
             if symbol not in self._children[node]:
                 self._children[node][symbol] = len(self._children)
                 self._children.append({})
-                self._granted.append(0.0)
-                self._whole.append(False)
-                self._kept.append(False)
+                self._advance.append(0.0)
+                self._ends.append(0)
+                self._shorter.append(0)
             node = self._children[node][symbol]
-            self._granted[node] = max(self._granted[node], depth / len(phrase))
-        self._whole[node] = True
+            if depth < len(phrase) + len(self._around):  # it is not complete
+                self._advance[node] = max(self._advance[node], depth / len(phrase))
+        self._ends[node] += 1
 
-    def _settle(self, start: int) -> None:
-        """Below a phrase that is complete, another one is not needed for the bonus."""
-        todo = [start]
+    def _link(self) -> None:
+        """From the shortest beginnings on."""
+        todo = deque(self._children[0].values())
         while todo:
-            node = todo.pop()
+            node = todo.popleft()
+            self._ends[node] += self._ends[self._shorter[node]]
+            self._advance[node] = max(self._advance[node], self._advance[self._shorter[node]])
             for symbol, child in self._children[node].items():
-                if self._kept[node] or (self._whole[node] and self._ends(symbol)):
-                    self._kept[child], self._granted[child] = True, 1.0
+                self._shorter[child] = self._after(self._shorter[node], [symbol])
                 todo.append(child)
 
-    def _ends(self, symbol: int) -> bool:
-        """Whether a word is over before this symbol."""
-        return self._boundary is None or symbol == self._boundary
+    def _after(self, node: int, symbols: Sequence[int]) -> int:
+        for symbol in symbols:
+            while node and symbol not in self._children[node]:
+                node = self._shorter[node]
+            node = self._children[node].get(symbol, 0)
+        return node
 
     def step(self, node: int, symbol: int) -> tuple[int, float]:
-        """The node behind a symbol, and the change of what is granted."""
-        following = self._children[node].get(symbol) if node != self.OUTSIDE else None
-        if following is not None:
-            return following, self._granted[following] - self._granted[node]
-        change = self._leave(node, complete=self._ends(symbol))
-        if self._boundary is not None:
-            return (self.start if symbol == self._boundary else self.OUTSIDE), change
-        following = self._children[self.start].get(symbol, self.start)
-        return following, change + self._granted[following]
+        """The node behind a symbol, and the change of what is counted."""
+        following = self._after(node, [symbol])
+        return following, self._ends[following] + self._advance[following] - self._advance[node]
 
     def finish(self, node: int) -> float:
         """The change at the end."""
-        return self._leave(node, complete=True)
-
-    def _leave(self, node: int, *, complete: bool) -> float:
-        if node == self.OUTSIDE:
-            return 0.0
-        return float(self._kept[node] or (self._whole[node] and complete)) - self._granted[node]
+        last = self._after(node, self._around)
+        return (self._ends[last] if self._around else 0) - self._advance[node]
 
 
 def search(decoder: Decoder, task: dict[str, Any], log_probs: np.ndarray) -> tuple[list[dict[str, Any]], bytes]:
     """The best hypotheses for float32 [T, V]; and int32, the tokens of all of them, end to end."""
-    if decoder.has_hotwords:
-        decoder.lm.bonus = task["hotword_weight"] / task["lm_weight"]
     if decoder.trie is not None:  # a word ends with its delimiter, so the last one is given one
         last = np.full((1, log_probs.shape[1]), UNSPOKEN, np.float32)
         last[0, decoder.delimiter_id] = 0.0
@@ -221,12 +216,21 @@ def search(decoder: Decoder, task: dict[str, Any], log_probs: np.ndarray) -> tup
         reading = tuple(words) if decoder.trie is not None else _stripped(tokens, decoder.delimiter_id)
         if reading in found or not math.isfinite(result.score):
             continue
-        lm_score = result.lmScore
+        lm_score = _lm_score(decoder.lm, tokens if decoder.is_token_lm else words)
         found[reading] = {"score": result.score, "lm_score": lm_score, "words": words, "num_tokens": len(tokens)}
         texts.append(tokens)
         if len(found) == task["num_best"]:
             break
     return list(found.values()), np.array([token for tokens in texts for token in tokens], np.int32).tobytes()
+
+
+def _lm_score(lm: Any, indices: Sequence[int]) -> float:
+    """log10 probability of a whole text, without bonuses."""
+    state, total = lm.start(False), 0.0
+    for index in indices:
+        state, score = lm.score(state, index)
+        total += score
+    return total + lm.finish(state)[1]
 
 
 def collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
@@ -245,22 +249,19 @@ def _stripped(tokens: Sequence[int], delimiter_id: int) -> tuple[int, ...]:
 def _flashlight(decoder: Decoder, task: dict[str, Any]) -> Any:
     from flashlight.lib.text import decoder as flashlight
 
-    beams = task["beam_size"], task["beam_size_token"], task["beam_threshold"], task["lm_weight"]
-    ctc = flashlight.CriterionType.CTC
-    if decoder.trie is None:  # a word's score is that of its delimiter
-        options = flashlight.LexiconFreeDecoderOptions(*beams, task["word_score"], True, ctc)
-        return flashlight.LexiconFreeDecoder(options, decoder.lm, decoder.delimiter_id, decoder.blank_id, [])
-    options = flashlight.LexiconDecoderOptions(*beams, task["word_score"], -math.inf, 0.0, True, ctc)
-    return flashlight.LexiconDecoder(
-        options,
-        decoder.trie,
-        decoder.lm,
-        decoder.delimiter_id,
-        decoder.blank_id,
-        decoder.unk_index,
-        [],
-        decoder.is_token_lm,
-    )
+    ctc, word_score, lm_weight, lm = flashlight.CriterionType.CTC, task["word_score"], task["lm_weight"], decoder.lm
+    if decoder.has_hotwords or (decoder.trie is None and word_score):
+        # Without a lexicon flashlight would add a score for every frame of a delimiter, not for every delimiter.
+        lm, lm_weight = decoder.boosted, max(lm_weight, _LEAST_WEIGHT)
+        lm.bonus = task["hotword_weight"] / lm_weight
+        lm.word_bonus = word_score / lm_weight if decoder.trie is None else 0.0
+    beams = task["beam_size"], task["beam_size_token"], task["beam_threshold"], lm_weight
+    ids = decoder.delimiter_id, decoder.blank_id
+    if decoder.trie is None:
+        options = flashlight.LexiconFreeDecoderOptions(*beams, 0.0, True, ctc)
+        return flashlight.LexiconFreeDecoder(options, lm, *ids, [])
+    options = flashlight.LexiconDecoderOptions(*beams, word_score, -math.inf, 0.0, True, ctc)
+    return flashlight.LexiconDecoder(options, decoder.trie, lm, *ids, decoder.unk_index, [], decoder.is_token_lm)
 
 
 def _serve(connection: socket.socket, decoders: dict[int, Decoder | None]) -> None:
@@ -287,11 +288,16 @@ def _loaded(plan: dict[str, Any]) -> tuple[Decoder | None, str | None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve the sockets whose file descriptors are given."""
-    connections = [socket.socket(fileno=int(number)) for number in arguments]
+    """Serve the sockets whose file descriptors are given, until the other side lets go of them."""
+    with suppress(ConnectionError):  # in the middle of an answer, which nobody waits for any more
+        _load_and_serve([socket.socket(fileno=int(number)) for number in arguments])
+    return 0
+
+
+def _load_and_serve(connections: Sequence[socket.socket]) -> None:
     request = receive(connections[0])
     if request is None:
-        return 0
+        return
     message, _ = request
     loaded = [_loaded(plan) for plan in message["plans"]]
     send(connections[0], {"errors": [error for _, error in loaded]})
@@ -304,7 +310,6 @@ def main(arguments: Sequence[str]) -> int:
         if connection is not own:
             connection.close()
     _serve(own, {number: decoder for number, (decoder, _) in enumerate(loaded)})
-    return 0
 
 
 if __name__ == "__main__":
