@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 import mms_jax
 from mms_jax.audio import load_audio, load_samples
 from mms_jax.cli import main
+from mms_jax.ctc.align import STAR
 from mms_jax.errors import AlignmentError, DatasetError, SettingError
 from mms_jax.pipelines import corpus
 from mms_jax.pipelines.agreement import Agreement
 from mms_jax.pipelines.alignment import AlignedSegment, AlignedWord, Alignment, Found
 from mms_jax.pipelines.corpus import make_corpus
 from mms_jax.pipelines.demo import DEMO_MODEL
+from mms_jax.pipelines.recognition import Frames
 from mms_jax.pipelines.segmenting import Limits, utterances
 from mms_jax.text.normalize import normalize
 from mms_jax.training.data.dataset import load_rows
@@ -139,6 +141,28 @@ def test_a_paragraph_is_cut_at_long_pauses_and_ends_of_sentences():
 def test_lines_stay_whole_and_apart_where_they_are_short_enough():
     words = [("Yes.", 0.2, 0.8, 0), ("No.", 0.9, 1.6, 0), ("Well", 1.7, 2.5, 1), ("then.", 2.6, 3.0, 1)]
     assert cut(aligned(words, segments=2)) == ["Yes. No.", "Well then."]
+
+
+def test_agreement_is_what_the_path_loses_to_the_likeliest_tokens():
+    """As the MMS paper scores its data: mean of log P(aligned) - log P(greedy); any sound and silence lose nothing."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 7)) * 3
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    path = rng.integers(0, 7, size=50)
+    best = log_probs.max(axis=1)
+    expected = log_probs[np.arange(50), path] - best
+    parts = [Frames(path, np.exp(best).astype(np.float32), None)]
+    found = Agreement.of(log_probs, path, parts, seconds_per_frame=HOP)
+    assert found.score(0.0, 1.0) == pytest.approx(expected.mean(), rel=1e-5)  # float32 probabilities
+    assert found.score(0.1, 0.3) == pytest.approx(expected[5:15].mean(), rel=1e-5)
+    assert found.score(0.2, 0.2) == 0.0
+    greedy = Agreement.of(log_probs, log_probs.argmax(axis=1), parts, seconds_per_frame=HOP)
+    assert greedy.score(0.0, 1.0) == pytest.approx(0.0, abs=1e-6)
+    anything = Agreement.of(log_probs, np.full(50, STAR), parts, seconds_per_frame=HOP)
+    assert anything.score(0.0, 1.0) == 0.0
+    silence = np.where(np.arange(7) == 0, 0.0, -100.0) * np.ones((50, 1))
+    quiet = Agreement.of(silence, np.arange(50) % 2, [20, 30], seconds_per_frame=HOP)
+    assert quiet.score(0.0, 1.0) == -50.0
 
 
 def test_what_is_left_out_says_why():
