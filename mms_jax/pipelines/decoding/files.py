@@ -91,10 +91,7 @@ def _from_directory(path: Path) -> LanguageModel:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path, error=LanguageModelError) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise LanguageModelError(f"{path}: expected a JSON object")
-    return value
+    return read_json(path, error=LanguageModelError) if path.exists() else {}
 
 
 def _number(attributes: Mapping[str, Any], key: str, folder: Path) -> float | None:
