@@ -70,6 +70,12 @@ def test_kenlm_scores_the_same_where_some_endings_are_pruned(tmp_path):
     assert_all_sequences_score_alike(path, [*"abcde", "x"], longest=6)
 
 
+def test_without_an_unknown_word_in_the_model_it_is_as_improbable_as_kenlm_has_it(tmp_path):
+    path = tmp_path / "lm.arpa"
+    path.write_text(SMALL, encoding="utf-8")
+    assert_all_sequences_score_alike(path, ["a", "x", "é", "y"], longest=4)
+
+
 def count(text: str, order: int) -> int:
     return int(re.search(rf"ngram {order}=(\d+)", text)[1])
 

@@ -1,6 +1,6 @@
 """One program for all benchmarks: ``python -m experiments.benchmarks WHAT [options]``.
 
-WHAT is asr, files, accelerator, mixed, long, tts, decoder, train, ctc, startup or memory; its options follow it.
+WHAT is asr, files, accelerator, mixed, long, tts, decoder, train, ctc, beam, startup or memory; its options follow it.
 Each checks that results are equal before it times anything, and prints medians and ratios (> 1: it is faster).
 ``table RESULTS.json…`` prints Markdown of what asr, tts, mixed and decoder wrote with --output, ``chart RESULTS.json…
 --output speed.png`` draws it. Peers beside transformers need ``pip install -e '.[bench]'`` and are left out without.
@@ -21,6 +21,7 @@ MODULES = {
     "decoder": "vits_decoder",
     "train": "train",
     "ctc": "ctc_loss",
+    "beam": "beam",
     "startup": "startup",
     "memory": "memory",
     "table": "report",

@@ -93,21 +93,29 @@ def prefix_beam_search(
         num_tokens=min(beam_size_token, log_probs.shape[2]),
     )
     beams, moves = _search(log_probs.astype(jnp.float32), num_frames, jax.vmap(step), _empty(automata, beam_size))
-    acoustic, lm = jnp.logaddexp(beams.blank, beams.label), jnp.zeros_like(beams.blank)
-    ends = [a.final_scores[beams.states[:, i]] + beams.scores[:, i] for i, a in enumerate(automata)]
-    scores = acoustic + weighted.word * beams.words
-    for weight, end in zip(weighted.automata, ends, strict=True):
-        scores += weight * end
+    lm = None if ngram is None else 0  # the n-gram's place among the automata
+    return _finished(beams, moves, automata, weighted, lm=lm, num_best=num_best)
+
+
+def _finished(
+    beams: _Beam, moves: Int[Array, "T B K"], automata: list[Automaton], weights: _Weights, *, lm: int | None, num_best
+) -> Hypotheses:
+    """The rows' best texts, now that they end."""
+    acoustic = jnp.logaddexp(beams.blank, beams.label)
+    ended = [a.final_scores[beams.states[:, i]] + beams.scores[:, i] for i, a in enumerate(automata)]
+    scores = acoustic + weights.word * beams.words
+    for weight, of_automaton in zip(weights.automata, ended, strict=True):
+        scores += weight * of_automaton
     scores, best = lax.top_k(scores, num_best)
-    acoustic, lm = (jnp.take_along_axis(x, best, axis=1) for x in (acoustic, lm if ngram is None else ends[0]))
-    tokens, num_tokens = _traced(moves, best, beam_size)
+    lm_scores = jnp.zeros_like(acoustic) if lm is None else ended[lm]
+    tokens, num_tokens = _traced(moves, best, beams.last.shape[1])
     found = scores > _NEVER
     return Hypotheses(
         tokens=jnp.where(found[..., None], tokens, 0),
         num_tokens=jnp.where(found, num_tokens, 0),
         scores=scores,
-        acoustic_scores=acoustic,
-        lm_scores=jnp.where(found, lm, 0),
+        acoustic_scores=jnp.take_along_axis(acoustic, best, axis=1),
+        lm_scores=jnp.where(found, jnp.take_along_axis(lm_scores, best, axis=1), 0),
     )
 
 
