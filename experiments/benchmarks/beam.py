@@ -7,8 +7,8 @@ model of letters is estimated from sentences of random words (Debian's wamerican
 same tokens per frame and the same weight, and add up alignments. Every best text is scored exactly, by all of its
 alignments and the n-gram. With wide beams both must find the same texts, or this one better ones, before anything is
 timed. With the beam that is timed they differ where noise leaves many texts as good: flashlight's beam has an entry for
-a prefix in a blank and another outside, and so fewer prefixes. Times are medians of the rounds, taken in turn, in ms per
-second of audio; flashlight has one thread, JAX all there are. On two cores of an AMD EPYC that other processes were
+a prefix in a blank and another outside, and so fewer prefixes. Times are medians of the rounds, taken in turn, in ms
+per second of audio; flashlight has one thread, JAX all there are. On two cores of an AMD EPYC that other processes were
 using too (load 5):
 
     7,777 states of 28 tokens; 18 rows, 44 s
@@ -20,8 +20,8 @@ using too (load 5):
     device, no n-gram      0.36 ms/s   16.7x flashlight's speed
     flashlight             6.06 ms/s    1.0x flashlight's speed
 
-So with the bundled model, of 3 million parameters, beam 32 has 85 % of the throughput of greedy decoding. MMS-1B takes
-200 ms for a second of audio here (bfloat16): there it is more than 99 %. No accelerator was at hand.
+So with the bundled model, of 1.4 million parameters, beam 32 has 85 % of the throughput of greedy decoding. MMS-1B
+takes 200 ms for a second of audio here (bfloat16): there it is more than 99 %. No accelerator was at hand.
 """
 
 from __future__ import annotations
