@@ -279,6 +279,12 @@ def test_the_romanised_aligner_takes_any_script_and_keeps_the_words(aligner, cli
     assert [word.text for word in result.words] == ["Привет,", "мир!", "12", "你好"]
     assert "".join(char.text for char in result.chars) == "privetmirnihao"
     assert result.dropped == {}
+    named = aligner.align([clips[0][0]] * 2, ["Игорь"] * 2, language=["Russian", "uk"])
+    assert ["".join(char.text for char in one.chars) for one in named] == ["igor", "yhor"]
+    with pytest.raises(LanguageError, match="nearest"):
+        aligner.align(clips[0][0], "мир", language="xx")
+    with pytest.raises(LanguageError, match="one for all or one each"):
+        aligner.align([clips[0][0]] * 2, ["мир"] * 2, language=["rus"])
     with pytest.raises(AlignmentError, match="romanize=True"):
         aligner.align(clips[0][0], "Привет, мир!", language="rus", romanize=False)
 

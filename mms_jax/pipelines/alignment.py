@@ -179,7 +179,7 @@ def make_jobs(
     texts: Sequence[Any],
     *,
     alphabet: Callable[[Tag], Alphabet],
-    language: str | None,
+    languages: Sequence[str | None],
     romanize: bool | None,
     star: Stars | None,
 ) -> list[Job]:
@@ -189,7 +189,7 @@ def make_jobs(
         recordings: still empty.
         texts: one for each.
         alphabet: what a language writes with.
-        language: of the texts, where a recording has no tag.
+        languages: of the texts, where a recording has no tag.
         romanize: whether the vocabularies are those of romanised text; None: where they look like it.
         star: where to allow for any speech.
 
@@ -197,7 +197,7 @@ def make_jobs(
         LanguageError: a recording's language is to be identified. SettingError: a ``star`` that is none.
     """
     jobs = []
-    for recording, text in zip(recordings, texts, strict=True):
+    for recording, text, language in zip(recordings, texts, languages, strict=True):
         if recording.undecided:
             raise LanguageError("a text is aligned in its own language, not in 'auto'; say which it is")
         if recording.error is None:
@@ -222,20 +222,6 @@ def _kept(parts: Sequence[Any], ids: np.ndarray, blank_id: int) -> np.ndarray:
     silence = np.where(ids == blank_id, 0.0, SILENCE).astype(np.float32)
     blocks = [np.tile(silence, (part, 1)) if isinstance(part, int) else part.logits for part in parts]
     return np.concatenate([np.zeros((0, len(ids)), np.float32), *blocks])
-
-
-def texts_of(text: Any, num_items: int, *, many: bool) -> list[Any]:
-    """The text of each item.
-
-    Raises:
-        AlignmentError: there are not as many.
-    """
-    if not many:
-        return [text]
-    texts = [text] if isinstance(text, str) else list(text)
-    if len(texts) != num_items:
-        raise AlignmentError(f"{num_items} recording(s), but {len(texts)} text(s); give a list of one text for each")
-    return texts
 
 
 def align_plan(

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mms_jax.ctc.align import STAR
-from mms_jax.errors import AlignmentError, SettingError
+from mms_jax.errors import AlignmentError, LanguageError, SettingError
+from mms_jax.languages import languages, resolve_language
 from mms_jax.text.ctc import CTCVocabulary
 from mms_jax.text.normalize import STAR as STAR_WORD
 from mms_jax.text.normalize import SpokenWord, spoken_words
@@ -72,6 +73,34 @@ def segments_of(text: Any) -> tuple[str, ...]:
     if not segments:
         raise AlignmentError("the text is empty; give the words that are spoken, or <star> for any")
     return segments
+
+
+def texts_of(text: Any, num_items: int, *, many: bool) -> list[Any]:
+    """The text of each item.
+
+    Raises:
+        AlignmentError: there are not as many.
+    """
+    if not many:
+        return [text]
+    texts = [text] if isinstance(text, str) else list(text)
+    if len(texts) != num_items:
+        raise AlignmentError(f"{num_items} recording(s), but {len(texts)} text(s); give a list of one text for each")
+    return texts
+
+
+def text_languages(language: Any, num_items: int) -> list[str | None]:
+    """The ISO 639-3 code of each item's text, for a checkpoint that names no languages itself.
+
+    Raises:
+        LanguageError: one that MMS does not know, or not one for each.
+    """
+    given = [language] * num_items if language is None or isinstance(language, str) else list(language)
+    if len(given) != num_items:
+        raise LanguageError(f"{num_items} item(s), but {len(given)} language(s); give one for all or one each")
+    known = sorted({one.code.split("-")[0] for one in languages()})
+    source = "the published checkpoints"
+    return [None if one is None else resolve_language(one, known, source=source) for one in given]
 
 
 def make_plan(
@@ -179,8 +208,8 @@ def _check_letters(words: Sequence[Spelling], vocabulary: CTCVocabulary, *, roma
     unknown = Counter(letter for word in words for letter in word.dropped)
     if not known and not unknown:
         raise AlignmentError(
-            f"the text has no word to align ({shown(words[0].text)}): numbers, punctuation and notes in brackets are not "
-            "spoken, and <star> stands for anything; write numbers in words"
+            f"the text has no word to align ({shown(words[0].text)}): numbers, punctuation and notes in brackets are "
+            "not spoken, and <star> stands for anything; write numbers in words"
         )
     if unknown.total() > MOST_UNKNOWN * (known + unknown.total()):
         some = " ".join(letter for letter, _ in unknown.most_common(_LETTERS_SHOWN))

@@ -23,8 +23,8 @@ from mms_jax.config import Wav2Vec2Config
 from mms_jax.errors import SettingError
 from mms_jax.models.trees import split_adapter, stack_layers
 from mms_jax.pipelines.adapters import AdapterStore
-from mms_jax.pipelines.alignment import Alignment, make_jobs, texts_of
-from mms_jax.pipelines.alignment_text import Stars
+from mms_jax.pipelines.alignment import Alignment, make_jobs
+from mms_jax.pipelines.alignment_text import Stars, text_languages, texts_of
 from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, make_chunking
 from mms_jax.pipelines.decoding.decoding import DecodingCache
@@ -274,10 +274,12 @@ class SpeechRecognizer(Listener):
         """
         items, recordings, many = self._recordings(audio, language if self.languages else None)
         texts = texts_of(text, len(items), many=many)
-        spoken = language if isinstance(language, str) else None
+        spoken = text_languages(None if self.languages else language, len(items))
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
         reader = self._reader(chunking, batch_size, max_duration, detail="logits", progress=progress)
-        jobs = make_jobs(recordings, texts, alphabet=self._bank.alphabet, language=spoken, romanize=romanize, star=star)
+        jobs = make_jobs(
+            recordings, texts, alphabet=self._bank.alphabet, languages=spoken, romanize=romanize, star=star
+        )
         hop = self._config.samples_per_frame / SAMPLING_RATE
         results: dict[int, Alignment] = {}
         with closing(reader.read(items, recordings, many=many)) as complete:
