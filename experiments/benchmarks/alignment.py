@@ -14,7 +14,11 @@ two cores of an AMD EPYC that others were using too; what a search may be slower
     mms_jax, all states    17.16 s   3.87  -73035.6905 100.0000%    +144 MB
     peer                   73.93 s  16.70  -73044.3766  99.9983%    +3.3 GB
     XLA loop in float32, all states: 8.71 s for as many frames
-RANDOM
+
+    60 min, random (--emissions random): 180,000 frames, 60,000 letters
+    mms_jax                19.34 s   1.00  -717428.1344 100.0000%    +154 MB
+    peer                  126.93 s   6.56  -717522.9948  98.5572%    +3.3 GB
+
 The peer's path is worse than the best: float32 sums of 180,000 terms have lost the digits that decide, and of the two
 ways into a state it takes neither where they tie. The XLA loop only goes forward, compiles for every number of labels
 and keeps no way back: leaving out hopeless states is worth more than its speed, so the search stays in numpy. Where
