@@ -119,11 +119,12 @@ def test_silence_and_short_audio_are_empty_and_bad_items_keep_to_themselves(asr,
 def test_long_audio_is_searched_in_pieces(asr, models):
     gap = np.zeros(16000, np.float32)
     spoken = [part for _ in range(12) for file in clips("eng") for part in (mms_jax.audio.load_audio(file), gap)]
+    greedy = asr.transcribe(np.concatenate(spoken), language="eng")
     found = asr.transcribe(np.concatenate(spoken), language="eng", lm=models["eng"], lm_weight=1.5)
     assert found.duration * 50 > MAX_PIECE
-    # A sentence's last word is only known as such, so it is misspelt within; a word lost at a boundary would be fewer.
-    assert jiwer.wer(" ".join(said("eng") * 12), found.text) < 0.25
-    assert len(found.text.split()) == 12 * len(" ".join(said("eng")).split())
+    # The model does not part all words that a silence of a second parts; but no piece may lose or part one.
+    assert len(found.text.split()) == len(greedy.text.split())
+    assert jiwer.wer(" ".join(said("eng") * 12), found.text) < 0.25  # greedy: 0.7
 
 
 def test_an_identified_language_has_the_language_model_that_is_named_for_it(models):
