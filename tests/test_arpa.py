@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,38 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, cut):
     path.write_bytes(SMALL.encode()[:cut])
     with pytest.raises(LanguageModelError, match=str(path)):
         read_arpa(path)
+
+
+def test_a_mangled_file_is_read_or_refused_but_nothing_else(tmp_path):
+    rng, path, outcomes = np.random.default_rng(0), tmp_path / "mangled.arpa", Counter()
+    pieces = [
+        b"\t",
+        b" ",
+        b"\n",
+        b"\r\n",
+        b"-",
+        b"\\",
+        b"0",
+        b"1e9",
+        b"nan",
+        b"\xff",
+        b"\0",
+        b"_",
+        b"<s>",
+        b"\n\n",
+        b"\x0b",
+    ]
+    for _ in range(1500):
+        data = SMALL.encode() if rng.random() < 0.9 else gzip.compress(SMALL.encode(), mtime=0)
+        for _ in range(rng.integers(1, 4)):
+            at, piece = int(rng.integers(len(data))), pieces[rng.integers(len(pieces))]
+            data = data[:at] + piece + data[at + int(rng.integers(0, 6)) :]
+        path.write_bytes(data)
+        try:
+            outcomes[type(read_arpa(path))] += 1
+        except LanguageModelError:
+            outcomes[LanguageModelError] += 1
+    assert outcomes[Arpa] > 10 < outcomes[LanguageModelError]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])

@@ -1,9 +1,10 @@
 """ARPA n-gram language models, read strictly: what KenLM refuses is refused here, with the line, reason and remedy.
 
 A file is a header with the number of n-grams of each order, then a section per order: log10 probability, tab, words,
-and for all but the highest order, if it is not 0, a tab and the log10 back-off weight; tabs may be spaces. Sections are
-read in blocks of lines, each split at once: the 5.4 million n-grams of a 4-gram (248 MB) take 8 s and 0.5 GB of memory.
-Only a block with a fault is looked at line by line.
+and for all but the highest order, if it is not 0, a tab and the log10 back-off weight. Of white space alone more is
+taken than by KenLM: spaces for tabs, and any at the ends of headings. Sections are read in blocks of lines, each split
+at once: the 5.4 million n-grams of a 4-gram (248 MB) take 8 s and 0.5 GB of memory. Only a block with a fault is looked
+at line by line.
 """
 
 from __future__ import annotations
