@@ -124,7 +124,7 @@ def test_long_audio_is_searched_in_pieces(asr, models):
     assert found.duration * 50 > MAX_PIECE
     # The model does not part all words that a silence of a second parts; but no piece may lose or part one.
     assert len(found.text.split()) == len(greedy.text.split())
-    assert jiwer.wer(" ".join(said("eng") * 12), found.text) < 0.25  # greedy: 0.7
+    assert jiwer.wer(" ".join(said("eng") * 12), found.text) < 0.25  # 0.15: last words of sentences, within one
 
 
 def test_an_identified_language_has_the_language_model_that_is_named_for_it(models):

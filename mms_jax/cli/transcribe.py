@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, print_results, some, to_json, warn
+from mms_jax.cli.common import add_files, add_model, codes, model_or_demo, positive, print_results, some, to_json, warn
 from mms_jax.cli.decoding import add_beam_search, beam_search
 from mms_jax.errors import LanguageError, SettingError
 from mms_jax.files import atomic_write
@@ -19,7 +19,7 @@ from mms_jax.pipelines.chunks import CHUNK_LENGTH
 from mms_jax.pipelines.demo import DEMO_LID
 from mms_jax.pipelines.routing import AUTO
 from mms_jax.pipelines.subtitles import to_srt, to_vtt
-from mms_jax.pipelines.transcription import Transcription, Word
+from mms_jax.pipelines.transcription import RankedLanguage, Transcription, Word
 
 _FILES_AT_A_TIME = 128  # results of so many are printed before the next are read
 _SUBTITLES = {"srt": to_srt, "vtt": to_vtt}
@@ -37,6 +37,9 @@ def add_transcribe(commands: Any) -> None:
         "--lid-model", metavar="DIR|REPO", help="what --language auto asks, such as facebook/mms-lid-126"
     )
     transcribe.add_argument("--candidates", metavar="CODES", help="with auto: the only languages, such as eng,fra")
+    transcribe.add_argument(
+        "--rerank", type=positive, default=1, metavar="K", help="with auto: recognise the K likeliest languages too (1)"
+    )
     transcribe.add_argument("--timestamps", choices=("word", "char"), help="when each is heard, seconds")
     transcribe.add_argument("--output-dir", metavar="DIR", help="write a file for each there instead of printing it")
     transcribe.add_argument(
@@ -62,6 +65,7 @@ def _transcribe(options: argparse.Namespace) -> int:
         results = asr.transcribe(
             some_files,
             candidates=codes(options.candidates),
+            rerank=options.rerank,
             timestamps="word" if options.format in _SUBTITLES else options.timestamps,
             batch_size=options.batch_size,
             chunk_length_s=options.chunk_length_s,
@@ -81,8 +85,8 @@ def _transcribe(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> SpeechRecognizer:
     auto, lid = options.language == AUTO, options.lid_model
-    if not auto and (lid is not None or options.candidates is not None):
-        raise LanguageError("--lid-model and --candidates are for --language auto")
+    if not auto and (lid is not None or options.candidates is not None or options.rerank > 1):
+        raise LanguageError("--lid-model, --candidates and --rerank are for --language auto")
     if auto and lid is None and options.model is not None:
         raise LanguageError("--language auto needs --lid-model, such as facebook/mms-lid-126")
     lid = model_or_demo(lid, demo=DEMO_LID) if auto else None
@@ -103,6 +107,8 @@ def _fields(options: argparse.Namespace, result: Transcription) -> dict[str, Any
     fields: dict[str, Any] = {"language": result.language, "duration": round(result.duration, 3)}
     if result.language_probability is not None:
         fields["language_probability"] = round(result.language_probability, 6)
+    if result.language_ranking:
+        fields["language_ranking"] = [_ranked(one) for one in result.language_ranking]
     if result.error is not None:
         return {**fields, "error": str(result.error)}
     fields["text"] = result.text
@@ -116,6 +122,10 @@ def _fields(options: argparse.Namespace, result: Transcription) -> dict[str, Any
     if options.timestamps == "char":
         fields["chars"] = _times(result.chars)
     return fields
+
+
+def _ranked(one: RankedLanguage) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in one._asdict().items()}
 
 
 def _times(words: Iterable[Word]) -> list[dict[str, Any]]:

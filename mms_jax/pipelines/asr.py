@@ -34,7 +34,9 @@ from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.finishing import BeamSearch, Finisher, Greedy, finished
 from mms_jax.pipelines.lid import LanguageIdentifier
 from mms_jax.pipelines.listening import Listener
+from mms_jax.pipelines.reranking import Reranker
 from mms_jax.pipelines.results import one_or_all
+from mms_jax.pipelines.routing import Identify
 from mms_jax.pipelines.settings import check_integer
 
 Timestamps = Literal["word", "char"] | None
@@ -100,6 +102,7 @@ class SpeechRecognizer(Listener):
         *,
         language: str | Sequence[str] | None = None,
         candidates: Iterable[str] | None = None,
+        rerank: int = 1,
         timestamps: Timestamps = None,
         lm: str | PathLike[str] | Mapping[str, Any] | None = None,
         lexicon: Any = None,
@@ -126,6 +129,8 @@ class SpeechRecognizer(Listener):
             language: one for all items, or a list with one for each; "auto" identifies it (by the first window that is
                 not silent); default the one chosen by ``load_asr`` or ``load_adapter``.
             candidates: with "auto", the only languages to consider.
+            rerank: with "auto", recognise this many of the likeliest languages too and choose by both
+                (``language_ranking`` tells how); 1: by identification alone.
             timestamps: "word" or "char" to have ``words``, ``chars`` and ``segments`` too.
             lm: an n-gram language model: an ARPA file, a KenLM binary, or a directory that a transformers processor
                 with a language model wrote; of letters (a word's end is "|") or of words, which are the lexicon then.
@@ -177,14 +182,21 @@ class SpeechRecognizer(Listener):
         chunking = make_chunking(self._config, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
         router = self._router(recordings, candidates)
         hop = self._config.samples_per_frame / SAMPLING_RATE
+        decoding = None
         if request is None:
             finisher: Finisher = Greedy(timestamps=timestamps, seconds_per_frame=hop)
         else:
             known = [one.tag for one in recordings if not one.undecided and one.error is None]
             decoding = self._decoders.get(request, known, some_unknown=any(one.undecided for one in recordings))
             finisher = BeamSearch(decoding, request, timestamps=timestamps, seconds_per_frame=hop)
+        top_k = check_integer("rerank", rerank, 1)
+        identify: Identify | None = router
+        if router is not None and top_k > 1:
+            identify = Reranker(
+                router, self._recognition, self._config, top_k=top_k, decoding=decoding, request=request
+            )
         reader = self._reader(
-            chunking, batch_size, max_duration, detail=finisher.detail, router=router, progress=progress
+            chunking, batch_size, max_duration, detail=finisher.detail, router=identify, progress=progress
         )
         with closing(reader.read(items, recordings, many=many)) as complete:
             results = finished(complete, recordings, finisher)

@@ -97,7 +97,11 @@ class BeamSearch:
 def unfinished(recording: Recording) -> Transcription:
     """What is known without looking at what was heard."""
     return Transcription(
-        recording.tag, recording.duration, error=recording.error, language_probability=recording.probability
+        recording.tag,
+        recording.duration,
+        error=recording.error,
+        language_probability=recording.probability,
+        language_ranking=recording.ranking,
     )
 
 

@@ -17,7 +17,7 @@ from mms_jax.pipelines.batching import MAX_DURATION, is_many
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, Chunking, make_chunking
 from mms_jax.pipelines.recognition import Detail, Recognition
 from mms_jax.pipelines.recordings import Reader, Recording
-from mms_jax.pipelines.routing import AUTO, Router
+from mms_jax.pipelines.routing import AUTO, Identify, Router
 from mms_jax.pipelines.settings import check_integer, check_number
 
 
@@ -139,7 +139,7 @@ class Listener(AdaptedModel):
         max_duration: float,
         *,
         detail: Detail,
-        router: Router | None = None,
+        router: Identify | None = None,
         progress: bool | None = False,
         hears_silence: bool = False,
     ) -> Reader:

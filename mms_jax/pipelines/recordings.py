@@ -19,7 +19,8 @@ from mms_jax.pipelines.chunks import Chunk, Chunking, chunk_bytes, grouped, read
 from mms_jax.pipelines.greedy import Tokens, joined
 from mms_jax.pipelines.prefetch import made_ahead, one_call_behind
 from mms_jax.pipelines.recognition import Call, Detail, Frames, Heard, Lost, Recognition
-from mms_jax.pipelines.routing import Router
+from mms_jax.pipelines.routing import Identify
+from mms_jax.pipelines.transcription import RankedLanguage
 from mms_jax.text.ctc import CTCVocabulary
 
 ITEMS_HELD = 16  # times the batch size: windows that are sorted by length among each other
@@ -37,6 +38,7 @@ class Recording:
     tag: Tag = None
     undecided: bool = False  # whether its language is yet to be identified
     probability: float | None = None  # of the language that was identified
+    ranking: tuple[RankedLanguage, ...] = ()  # the languages that were compared for it
     duration: float = 0.0  # seconds read so far
     error: MMSError | None = None
     parts: list[Frames | Tokens | int] = field(
@@ -111,7 +113,7 @@ class Reader:
     batch_size: int
     max_duration: float  # seconds of an item; what is longer is an error
     dtype: Any  # named in errors
-    router: Router | None = None  # needed where a recording is undecided
+    router: Identify | None = None  # needed where a recording is undecided
     detail: Detail = "tokens"  # what to keep
     hears_silence: bool = False  # whether silence goes through the model too
     progress: bool | None = False  # None: where stderr is a terminal
@@ -217,6 +219,7 @@ class Reader:
         routes = self.router([chunk.samples for _, chunk in first.values()], batch_size=self.batch_size)
         for (recording, _), route in zip(first.values(), routes, strict=True):
             recording.tag, recording.probability, recording.undecided = route.tag, route.probability, False
+            recording.ranking = route.ranking
             error = route.error or self.recognition.unreadable(route.tag)
             if error is not None:
                 recording.fail(error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mms_jax.errors import LanguageError, MMSError
 from mms_jax.languages import labelled
-from mms_jax.pipelines.lid import LanguageIdentifier
+from mms_jax.pipelines.lid import Identification, LanguageIdentifier
+from mms_jax.pipelines.transcription import RankedLanguage
 
 AUTO = "auto"
 
@@ -20,6 +21,15 @@ class Route(NamedTuple):
     tag: str | None
     probability: float
     error: MMSError | None = None
+    ranking: tuple[RankedLanguage, ...] = ()  # where several were compared
+
+
+class Identify(Protocol):
+    """Finds the language of each waveform, float32 [S] at 16 kHz, with speech in it."""
+
+    def __call__(self, waveforms: Sequence[np.ndarray], *, batch_size: int) -> list[Route]:
+        """One route for each."""
+        ...
 
 
 class Router:
@@ -51,12 +61,25 @@ class Router:
 
     def __call__(self, waveforms: Sequence[np.ndarray], *, batch_size: int) -> list[Route]:
         """Identify the language of each waveform, float32 [S] at 16 kHz, with speech in it."""
+        return [routes[0] for routes in self.likeliest(waveforms, top_k=1, batch_size=batch_size)]
+
+    def likeliest(self, waveforms: Sequence[np.ndarray], *, top_k: int, batch_size: int) -> list[list[Route]]:
+        """The likeliest languages of each, best first, at least one.
+
+        If the first cannot be recognised, its error is all there is; others that cannot be are left out.
+        """
         languages = None if self._tags is None else list(self._tags)
-        found = self._lid.identify(list(waveforms), languages=languages, batch_size=batch_size)
-        return [
-            self._route(one.language, one.probability) if one.error is None else Route(None, 0.0, one.error)
-            for one in found
-        ]
+        count = min(top_k, len(self._lid.languages if languages is None else languages))
+        found = self._lid.identify(list(waveforms), languages=languages, top_k=count, batch_size=batch_size)
+        return [self._routes(one) for one in found]
+
+    def _routes(self, found: Identification) -> list[Route]:
+        if found.error is not None:
+            return [Route(None, 0.0, found.error)]
+        first, *others = [self._route(one.language, one.probability) for one in found.top]
+        if first.error is not None:
+            return [first]
+        return [first, *(route for route in others if route.error is None)]
 
     def _route(self, label: str, probability: float) -> Route:
         if self._tags is not None:

@@ -40,6 +40,17 @@ class Segment(NamedTuple):
     end: float
 
 
+class RankedLanguage(NamedTuple):
+    """A language that a recording may be in, and what speaks for it."""
+
+    language: str
+    probability: float  # by identification
+    asr_score: float  # mean log probability of the best token of each frame of the first window with speech
+    lm_score: float | None  # mean log10 probability of a letter of its text; None without a language model
+    text: str  # of that window
+    score: float  # by which languages are ranked
+
+
 class Alternative(NamedTuple):
     """One of several readings of a recording."""
 
@@ -65,6 +76,7 @@ class Transcription:
     error: MMSError | None = None
     times: Times | None = None  # where timestamps were asked for
     language_probability: float | None = None  # where language="auto" identified it
+    language_ranking: tuple[RankedLanguage, ...] = ()  # where rerank= compared several; the best first
     alternatives: tuple[Alternative, ...] = ()  # of a beam search, best first; the first is the transcript
 
     @property
