@@ -141,7 +141,7 @@ def test_a_wide_beam_finds_what_all_paths_give_with_a_language_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("beam_size", "beam_size_token", "with_model"),
-    [(1, 1, True), (3, 2, True), (8, 99, True), (16, 4, True), (32, 5, False)],
+    [(1, 1, True), (3, 2, True), (16, 99, True), (32, 5, False)],
 )
 def test_a_narrow_beam_finds_what_a_plain_search_finds(tmp_path, beam_size, beam_size_token, with_model):
     settings, bonus = {}, nothing
@@ -184,13 +184,11 @@ def test_rows_are_the_same_alone_in_any_batch_and_before_any_padding(tmp_path):
 
 def test_without_frames_there_is_the_empty_text(tmp_path):
     model = Model(estimated(tmp_path / "lm.arpa", "ab", order=3), 3, lm_weight=2.0, word_score=0.0, delimiter=1)
-    for length in (0, 3):
-        log_probs = jnp.zeros((2, length, 3))
-        result = search(log_probs, jnp.array([0, 0]), blank_id=0, beam_size=4, num_best=2, **model.settings)
-        assert result.tokens.shape == (2, 2, length)
-        assert texts(result, 1) == [((), pytest.approx(2 * model.definition.sentence([])[0], abs=SAME))]
-        assert np.array_equal(result.acoustic_scores[:, 0], [0, 0])
-    assert search(jnp.zeros((0, 5, 3)), jnp.zeros(0, int), blank_id=0).tokens.shape == (0, 1, 5)
+    result = search(jnp.zeros((2, 0, 3)), jnp.array([0, 0]), blank_id=0, beam_size=4, num_best=2, **model.settings)
+    assert result.tokens.shape == (2, 2, 0)
+    assert texts(result, 1) == [((), pytest.approx(2 * model.definition.sentence([])[0], abs=SAME))]
+    assert np.array_equal(result.acoustic_scores[:, 0], [0, 0])
+    assert search(jnp.zeros((0, 0, 3)), jnp.zeros(0, int), blank_id=0).tokens.shape == (0, 1, 0)
 
 
 def test_tokens_of_minus_infinity_are_never_taken_and_give_no_nan():
