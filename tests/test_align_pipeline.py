@@ -101,6 +101,12 @@ def test_segments_are_found_where_their_clips_are(asr, clips, joined):
     assert result.untranscribed == ()
 
 
+def test_a_segment_that_is_not_spoken_takes_nothing_from_its_neighbours(asr, clips):
+    first, note, second = asr.align(clips[0][0], "united swilled\n(12)\nloafer underwear", language="eng").segments
+    assert note[1:] == (first.end, first.end, 0.0, first.end, first.end, ("not spoken",))
+    assert first.cut_end == second.cut_start == pytest.approx((first.end + second.start) / 2)
+
+
 def test_windows_with_context_make_little_difference(asr, clips, joined):
     audio, _ = joined
     whole = asr.align(audio, [text for _, text in clips], language="eng")

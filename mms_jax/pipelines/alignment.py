@@ -340,17 +340,26 @@ def _chars(plan: Plan, spans: TokenSpans, clock: _Clock) -> Iterator[Word]:
 
 
 def _segments(plan: Plan, words: Sequence[AlignedWord], spans: TokenSpans, clock: _Clock) -> Iterator[AlignedSegment]:
-    """Silence between neighbours is split in the middle, each side taking ``MOST_PADDING`` at most."""
     groups = [list(group) for _, group in groupby(range(len(words)), key=lambda number: words[number].segment)]
     times = [(words[numbers[0]].start, words[numbers[-1]].end) for numbers in groups]
-    halves = [(end + start) / 2 for (_, end), (start, _) in pairwise(times)]
-    lows, highs = [0.0, *halves], [*halves, clock(clock.num_frames)]
-    for text, numbers, (start, end), low, high in zip(plan.segments, groups, times, lows, highs, strict=True):
+    cuts = _cuts(times, clock(clock.num_frames))
+    for text, numbers, (start, end), cut in zip(plan.segments, groups, times, cuts, strict=True):
         tokens = np.concatenate([np.arange(plan.places[number].start, plan.places[number].stop) for number in numbers])
         score = _score(spans, tokens[plan.tokens[tokens] != STAR])
         flags = tuple(dict.fromkeys(flag for number in numbers for flag in words[number].flags))
-        cut = round(max(low, start - MOST_PADDING), 6), round(min(high, end + MOST_PADDING), 6)
         yield AlignedSegment(text, start, end, score, *cut, flags)
+
+
+def _cuts(times: Sequence[tuple[float, float]], last: float) -> list[tuple[float, float]]:
+    """Silence between neighbours is halved, each side taking ``MOST_PADDING`` at most; what has no length takes none."""
+    heard = [time for time in times if time[1] > time[0]]
+    halves = [(before[1] + after[0]) / 2 for before, after in pairwise(heard)]
+    bounds = iter(zip([0.0, *halves], [*halves, last], strict=True))
+    cuts = []
+    for start, end in times:
+        low, high = next(bounds) if end > start else (start, end)
+        cuts.append((round(max(low, start - MOST_PADDING), 6), round(min(high, end + MOST_PADDING), 6)))
+    return cuts
 
 
 def _untranscribed(blank: np.ndarray, spans: TokenSpans, clock: _Clock) -> tuple[Gap, ...]:
