@@ -351,7 +351,7 @@ def _segments(plan: Plan, words: Sequence[AlignedWord], spans: TokenSpans, clock
 
 
 def _cuts(times: Sequence[tuple[float, float]], last: float) -> list[tuple[float, float]]:
-    """Silence between neighbours is halved, each side taking ``MOST_PADDING`` at most; what has no length takes none."""
+    """Silence between neighbours is halved, each taking ``MOST_PADDING`` at most; what has no length takes none."""
     heard = [time for time in times if time[1] > time[0]]
     halves = [(before[1] + after[0]) / 2 for before, after in pairwise(heard)]
     bounds = iter(zip([0.0, *halves], [*halves, last], strict=True))
