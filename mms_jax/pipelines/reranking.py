@@ -20,15 +20,16 @@ from mms_jax.pipelines.recognition import Frames, Heard, Recognition
 from mms_jax.pipelines.routing import Route, Router
 from mms_jax.pipelines.transcription import RankedLanguage
 
-ASR_WEIGHT = 20.0  # of the mean log probability of a frame's best token
-LM_WEIGHT = 1.0  # of the mean log10 probability of a letter, where every language has a language model
+# Of what a frame adds, to the log probability by identification; those that did best in experiments/lid_reranking.py.
+ASR_WEIGHT = 10.0
+SEARCH_WEIGHT = 8.0
 
 
 class Second(NamedTuple):
     """What recognition in one language adds to its identification."""
 
     asr_score: float  # mean log probability of the best token of each frame
-    lm_score: float | None  # mean log10 probability of a letter of the text
+    search_score: float | None  # that of the beam search's best text, language model included, by frames
     text: str
 
 
@@ -94,18 +95,22 @@ class Reranker:
         except MMSError:  # it has no language model, which the recording itself is told if this language is chosen
             return Second(asr_score, None, text)
         best = self._decoding.search(tag, heard.what.logits, self._request).wait().alternatives[0]
-        lm_score = best.lm_score / max(1, len(best.text)) if plan.lm is not None else None
-        return Second(asr_score, lm_score, best.text)
+        frames = len(heard.what.ids)
+        return Second(asr_score, best.score / frames if plan.lm is not None else None, best.text)
 
 
 def _best(candidates: list[RankedLanguage], first: Route) -> Route:
-    """The best of them; scores of language models count only where each has one, or they could not be compared."""
-    with_lm = all(one.lm_score is not None for one in candidates)
-    scored = [one._replace(score=_score(one, with_lm=with_lm)) for one in candidates]
+    """The best of them; language models count only where each has one, or they could not be compared."""
+    scored = [one._replace(score=score) for one, score in zip(candidates, _scores(candidates), strict=True)]
     scored.sort(key=lambda one: -one.score)
     return first._replace(tag=scored[0].language, probability=scored[0].probability, ranking=tuple(scored))
 
 
-def _score(one: RankedLanguage, *, with_lm: bool) -> float:
-    score = math.log(max(one.probability, np.finfo(np.float32).tiny)) + ASR_WEIGHT * one.asr_score
-    return score + LM_WEIGHT * one.lm_score if with_lm and one.lm_score is not None else score
+def _scores(candidates: list[RankedLanguage]) -> list[float]:
+    by_search = [one.search_score for one in candidates if one.search_score is not None]
+    if len(by_search) == len(candidates):
+        recognised = [SEARCH_WEIGHT * score for score in by_search]
+    else:
+        recognised = [ASR_WEIGHT * one.asr_score for one in candidates]
+    least = float(np.finfo(np.float32).tiny)
+    return [math.log(max(one.probability, least)) + score for one, score in zip(candidates, recognised, strict=True)]

@@ -46,7 +46,7 @@ class RankedLanguage(NamedTuple):
     language: str
     probability: float  # by identification
     asr_score: float  # mean log probability of the best token of each frame of the first window with speech
-    lm_score: float | None  # mean log10 probability of a letter of its text; None without a language model
+    search_score: float | None  # of a beam search there, language model included, by frames; None without one
     text: str  # of that window
     score: float  # by which languages are ranked
 
