@@ -227,3 +227,24 @@ def test_the_program_tunes_on_a_table(models, tmp_path, capsys):
     assert "best on 3 clips: --lm-weight" in printed.out
     assert "WER 0.00%" in printed.out
     assert "2/2: lm_weight 1.5, word_score 0" in printed.err
+
+
+def test_a_checkpoint_that_carries_a_decoder_is_loaded_and_its_decoder_used(tmp_path, models):
+    """As transformers' Wav2Vec2ProcessorWithLM saves it, beside the model."""
+    own = mms_jax.load_asr(DEMO_MODEL, language="eng")
+    own.save_pretrained(tmp_path)
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        settings = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        settings["processor_class"] = "Wav2Vec2ProcessorWithLM"
+        (tmp_path / name).write_text(json.dumps(settings), encoding="utf-8")
+    folder = tmp_path / "language_model"
+    folder.mkdir()
+    arpa = estimate([text.split() for text in said("eng")], order=3)
+    folder.joinpath("3gram.arpa").write_text(arpa, encoding="utf-8")
+    folder.joinpath("attrs.json").write_text('{"alpha": 0.5, "beta": 1.0}', encoding="utf-8")
+    folder.joinpath("unigrams.txt").write_text("\n".join(" ".join(said("eng")).split()), encoding="utf-8")
+    labels = list(own.tokenizer.vocabulary("eng").labels)
+    labels[0], labels[3], labels[4] = "", "⁇", " "
+    (tmp_path / "alphabet.json").write_text(json.dumps({"labels": labels, "is_bpe": False}), encoding="utf-8")
+    found = mms_jax.load_asr(tmp_path).transcribe(clips("eng"), lm=tmp_path)
+    assert texts(found) == said("eng")
