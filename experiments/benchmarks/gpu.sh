@@ -6,7 +6,7 @@
 # OUT (default experiments/results/gpu) gets a JSON file and a log for each step and results.md, which tells all. A step
 # that fails says so there and the next one runs; after LIMIT seconds (default 570) no further step begins. It fetches
 # nothing: PYTHON (default python3) must have jax with CUDA, flax, torch, transformers and this package's dependencies; all
-# but asr, tts and train do without soundfile and soxr.
+# but asr, tts, beam and train do without soundfile and soxr.
 # SIZE=tiny DEVICE=cpu runs the same on a CPU, as a rehearsal.
 set -u
 out=${1:-experiments/results/gpu}
@@ -53,6 +53,7 @@ if [ "$size" = 1b ]; then clips="10"; batch="32"; train=100m; else clips="2"; ba
 step asr 150 asr --size "$size" --seconds $clips --batch 1 $batch --dtypes bfloat16 --peers bfloat16 --rounds 5 \
     --output "$out/asr.json"
 step tts 90 tts --rounds 5 --output "$out/tts.json"
+step beam 60 beam --rounds 10
 step train 120 train --size "$train" --rounds 3
 # XLA's flags one at a time, and none beside them, on the first step's first batch
 for flag in "" xla_gpu_enable_cublaslt=true xla_gpu_enable_triton_gemm=false xla_gpu_cudnn_gemm_fusion_level=2; do
@@ -63,9 +64,10 @@ for flag in "" xla_gpu_enable_cublaslt=true xla_gpu_enable_triton_gemm=false xla
     unset XLA_FLAGS
 done
 
-if [ -e "$out/train.log" ]; then
-    printf '\n## training beside transformers\n\n```\n%s\n```\n' "$(cat "$out/train.log")" >>"$out/results.md"
-fi
+for name in train beam; do  # those that print their tables themselves
+    [ -e "$out/$name.log" ] || continue
+    printf '\n## %s\n\n```\n%s\n```\n' "$name" "$(cat "$out/$name.log")" >>"$out/results.md"
+done
 shopt -s nullglob
 for file in "$out"/*.json; do
     printf '\n## %s\n\n' "$(basename "$file" .json)"
