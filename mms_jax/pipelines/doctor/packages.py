@@ -14,7 +14,7 @@ from mms_jax.pipelines.doctor.findings import Finding, ok, problem
 
 NAME = "mms-jax"
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes", "safetensors", "huggingface_hub")
-SHOWN_TOO = ("datasets", "soundfile", "soxr", "uroman")
+SHOWN_TOO = ("datasets", "soundfile", "soxr", "uroman", "flashlight-text")
 LOADED = ("jax", "jaxlib", "numpy")  # whose compiled parts must be those of the installed version
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt", "libtpu")
 WORDS, ROMANIZED = "ሰላም नमस्ते привет 中国 二十三", "salaame namaste privet zhongguo 23"  # each by another of its tables
