@@ -213,13 +213,6 @@ def test_pieces_join_into_the_best_combinations():
     assert [one.words for one in found] == [(1, 3), (1, 4), (2, 3)]
 
 
-@pytest.mark.parametrize("kind", ["probing", "trie"])
-def test_a_kenlm_binary_gives_what_its_arpa_gives(tmp_path: Path, kind: str):
-    binary = open_language_model(write_binary(tmp_path / "words.bin", kind))
-    assert set(binary.words) == {"the", "cat", "sat", "on", "mat", "dog", "log", "a", "saw"}
-    assert binary.order == 3
-
-
 def test_a_damaged_binary_is_an_error_and_never_the_end_of_this_process(tmp_path: Path):
     whole = write_binary(tmp_path / "words.bin", "probing").read_bytes()
     vocabulary = CTCVocabulary({token: id_ for id_, token in enumerate(["<pad>", "|", *"acdeghlmnostuw"])})
