@@ -212,3 +212,14 @@ def test_an_added_token_is_listed_once():
     twice = (AddedToken("x", 2), AddedToken("x", 3))
     with pytest.raises(VocabularyError, match="listed twice"):
         CTCVocabulary(SPECIALS, added_tokens=twice)
+
+
+def test_a_word_is_spelt_by_its_letters_or_not_at_all():
+    vocabulary = CTCVocabulary({"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4, "ch": 5})
+    assert vocabulary.spell("abba") == (3, 4, 4, 3)
+    assert vocabulary.spell("bach") == (4, 3, 5)  # as labels are made of it
+    for word in ("", "c", "a b", "<unk>", "a<pad>"):
+        assert vocabulary.spell(word) is None
+    assert CTCVocabulary({"<pad>": 0, "a": 1}, special_tokens=("<pad>",)).spell("ab") is None  # nothing to write b as
+    capitals = CTCVocabulary({"<pad>": 0, "|": 1, "A": 2}, do_lower_case=True)
+    assert capitals.spell("aa") == (2, 2)

@@ -115,6 +115,14 @@ class CTCVocabulary:
             ids.extend(self._characters(piece) if whole is None else (whole.id,))
         return ids
 
+    def spell(self, word: str) -> tuple[int, ...] | None:
+        """The label ids of a word, if it has any letters and all of them are in the vocabulary."""
+        try:
+            ids = self.encode(word)
+        except VocabularyError:  # no unknown token to write a letter as that is outside
+            return None
+        return tuple(ids) if ids and self._letter_ids.issuperset(ids) else None
+
     def decode(self, ids: ArrayLike, *, group_tokens: bool = True, skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids`` ([T] integers): repeats merged, then blanks dropped.
 
@@ -159,6 +167,10 @@ class CTCVocabulary:
                 f"{source}: vocab_size is {vocab_size}, but {self.source} gives {token!r} the id {highest} "
                 f"and the blank {self.blank_id}; vocabulary and model weights are of different checkpoints or languages"
             )
+
+    @cached_property
+    def _letter_ids(self) -> frozenset[int]:
+        return frozenset(self.letters.values())
 
     @cached_property
     def _ids(self) -> dict[str, int]:

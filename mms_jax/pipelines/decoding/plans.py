@@ -187,7 +187,7 @@ def _spelt(
     spellings: list[tuple[int, tuple[int, ...]]] = []
     unspeakable: list[str] = []
     for word, given in lexicon.items():
-        ids = [_ids(tokens, vocabulary) for tokens in given] if given else [spell(word, vocabulary)]
+        ids = [_ids(tokens, vocabulary) for tokens in given] if given else [vocabulary.spell(word)]
         found = [spelling for spelling in ids if spelling]
         if not found:
             unspeakable.append(word)
@@ -203,16 +203,6 @@ def _spelt(
             f"be spelt ({shown(unspeakable)}), for want of the letters {shown(letters)}"
         )
     return words, tuple(spellings), tuple(unspeakable)
-
-
-def spell(word: str, vocabulary: CTCVocabulary) -> tuple[int, ...] | None:
-    """The token ids of a word's letters; None if the vocabulary lacks one."""
-    if vocabulary.do_lower_case:
-        word = word.upper()
-    letters = vocabulary.letters
-    if all(char in letters for char in word):
-        return tuple(letters[char] for char in word)
-    return None
 
 
 def _ids(tokens: Sequence[str], vocabulary: CTCVocabulary) -> tuple[int, ...] | None:
@@ -238,10 +228,10 @@ def _phrase(phrase: Any, vocabulary: CTCVocabulary) -> tuple[str, list[tuple[int
     words = phrase.split() if isinstance(phrase, str) else []
     if not words:
         raise LanguageModelError(f"hotwords: {phrase!r} is no phrase")
-    spellings = [spell(word, vocabulary) for word in words]
+    spellings = [vocabulary.spell(word) for word in words]
     for word, spelling in zip(words, spellings, strict=True):
         if spelling is None:
-            strange = [char for char in dict.fromkeys(word) if spell(char, vocabulary) is None]
+            strange = [char for char in dict.fromkeys(word) if vocabulary.spell(char) is None]
             raise LanguageModelError(
                 f"hotwords: {word!r} cannot be heard: {vocabulary.source} has no {shown(strange)}; spell it otherwise"
             )
