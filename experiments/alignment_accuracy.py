@@ -31,8 +31,9 @@ context), of which the text has a line for each clip: a clip starts with its fir
     spa words of an hour        7000   13.5  99.8% 100.0%   -6.8 -4.4
 
 Where a word begins. A model emits a letter inside its sound, so first frames are late and ends of last frames early.
-Chosen on 595 words of the dev split, checked on 445 of the test split without French (mean absolute error, ms; shares within 100 ms;
-bias of starts and ends), when a word reaches some frames of 20 ms into silence, and no further than its middle:
+Chosen on 595 words of the dev split, checked on 445 of the test split without French (mean absolute error, ms; shares
+within 100 ms; bias of starts and ends), when a word reaches some frames of 20 ms into silence, and no further than its
+middle:
 
     reach          dev                          test
     0        23.1  99.2%  +17.8 -20.4     25.0  99.2%  +16.9 -26.8

@@ -21,8 +21,8 @@ from mms_jax.pipelines.routing import Route, Router
 from mms_jax.pipelines.transcription import RankedLanguage
 
 # Of what a frame adds, to the log probability by identification; those that did best in experiments/lid_reranking.py.
-ASR_WEIGHT = 10.0
-SEARCH_WEIGHT = 8.0
+ASR_WEIGHT = 8.0
+SEARCH_WEIGHT = 12.0
 
 
 class Second(NamedTuple):
