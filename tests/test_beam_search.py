@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +37,8 @@ ALL = Task(
     hotword_weight=2.5,
     num_best=3,
 )
+LONG = np.full((3000, 4), math.log(0.25), np.float32)  # with ALL a search of over 20 s
+AT_ONCE = 3.0  # seconds, many times what ending takes, and less than what a search of LONG has left
 CLOSE = 2e-3  # of scores of up to 40: KenLM's float32 log10, and flashlight's float log-additions of up to 4^6 paths
 
 
@@ -241,9 +247,44 @@ def test_processes_end_with_the_pool():
     assert process.poll() == 0
 
 
+def test_processes_end_with_the_pool_in_the_middle_of_a_search():
+    pool = DecoderPool([plan()], num_processes=2)
+    waiting = [pool.submit(0, LONG, ALL) for _ in range(4)]
+    time.sleep(0.5)
+    begun = time.monotonic()
+    pool.close()
+    for one in waiting:
+        with pytest.raises(LanguageModelError, match="a process of the beam search ended"):
+            one.result(AT_ONCE)
+    assert time.monotonic() - begun < AT_ONCE
+    assert pool._process.returncode == -signal.SIGIO  # by itself
+
+
+def test_ctrl_c_goes_to_all_of_a_terminal_and_ends_no_process_here():
+    pool = DecoderPool([plan()], num_processes=1)
+    before = pool.submit(0, LONG[:5], ALL).result()
+    pool._process.send_signal(signal.SIGINT)
+    assert pool.submit(0, LONG[:5], ALL).result()[0].score == before[0].score
+
+
+def test_a_program_that_is_interrupted_waits_for_no_search():
+    script = (
+        "import time; from tests.test_beam_search import ALL, LONG, DecoderPool, plan\n"
+        "pool = DecoderPool([plan()], num_processes=1); found = [pool.submit(0, LONG, ALL) for _ in range(3)]\n"
+        "time.sleep(0.5); print('searching', flush=True); raise KeyboardInterrupt"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"searching\n"
+        begun = time.monotonic()
+        program.wait()
+    assert time.monotonic() - begun < AT_ONCE
+
+
 def test_a_process_that_is_killed_is_an_error(arpa: Path):
     pool = DecoderPool([plan(arpa)], num_processes=1)
     pool._process.kill()
     pool._process.wait()
     with pytest.raises(LanguageModelError, match=r"letters\.arpa: a process of the beam search ended"):
         pool.submit(0, np.zeros((5, 4), np.float32), ALL).result()
+    assert pool.broken

@@ -154,6 +154,18 @@ def test_decoders_are_kept_for_the_next_call_and_made_anew_for_a_changed_file(as
     assert asr._decoders._kept[1] is not first
 
 
+def test_decoders_are_made_anew_when_their_process_is_gone(asr, models, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one process
+    asr.transcribe(clips("eng")[0], language="eng", beam=5)  # others than before
+    expected = asr.transcribe(clips("eng")[0], language="eng", lm=models["eng"]).text
+    process = asr._decoders._kept[1]._searcher._process
+    process.kill()
+    process.wait()
+    with pytest.raises(LanguageModelError, match="a process of the beam search ended"):
+        asr.transcribe(clips("eng")[0], language="eng", lm=models["eng"])
+    assert asr.transcribe(clips("eng")[0], language="eng", lm=models["eng"]).text == expected
+
+
 def test_the_device_takes_letters_only(asr, tmp_path):
     lm = tmp_path / "words.arpa"
     lm.write_text(estimate([text.split() for text in said("eng")], order=2), encoding="utf-8")

@@ -49,6 +49,8 @@ class Waiting(Protocol):
 class Searcher(Protocol):
     """Decoders, by number, for as many plans."""
 
+    broken: bool  # whether it can search no more
+
     def add(self, plan: Plan) -> int:
         """Another decoder; returns its number."""
         ...

@@ -71,6 +71,11 @@ class Decoding:
         prepared = self._for(tag)
         return Search(self._searcher, prepared.decoder, prepared.plan, log_softmax(logits), task(request, prepared))
 
+    @property
+    def broken(self) -> bool:
+        """Whether processes that search are gone."""
+        return self._searcher.broken
+
     def plan(self, tag: Tag) -> Plan:
         """What a language is searched with."""
         return self._for(tag).plan
@@ -153,7 +158,7 @@ class DecodingCache:
         heard = heard_languages(request, known, some_unknown=some_unknown, resolve=self._resolve)
         key = request.key, *((tag, self._alphabet(tag).vocabulary.labels) for tag in heard)
         with self._lock:
-            if self._kept is None or self._kept[0] != key:
+            if self._kept is None or self._kept[0] != key or self._kept[1].broken:
                 made = Decoding(request, heard, resolve=self._resolve, alphabet=self._alphabet)
                 self._kept = key, made  # who still uses those before it holds them
             return self._kept[1]

@@ -55,6 +55,8 @@ class DeviceDecoders:
         LanguageModelError: a binary, one of words, a lexicon, or one that is too large for dense arrays.
     """
 
+    broken = False  # nothing of it can get lost
+
     def __init__(self, plans: Sequence[Plan]):
         self._lock = threading.Lock()
         self._plans: list[Plan] = []

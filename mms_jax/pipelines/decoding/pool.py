@@ -7,10 +7,13 @@ import queue
 import socket
 import subprocess
 import sys
+import threading
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +28,7 @@ from mms_jax.pipelines.decoding.worker import receive, send
 _STOP_SECONDS = 5.0
 _NOT_READ_BY_WORKERS = ("vocabulary", "difference")
 Answer = tuple[dict[str, Any], bytearray]  # a JSON object, and the bytes behind it
+Tasks = queue.SimpleQueue[tuple[Future[list[Hypothesis]], Callable[[], list[Hypothesis]]] | None]
 
 
 class DecoderPool:
@@ -55,10 +59,13 @@ class DecoderPool:
         )
         for connection in theirs:
             connection.close()
-        threads = ThreadPoolExecutor(num_processes, thread_name_prefix="beam-search")
-        self._threads = threads
+        self.broken = False  # whether a process is gone
+        tasks: Tasks = queue.SimpleQueue()
+        self._tasks = tasks
+        for _ in range(num_processes):  # not those of concurrent.futures, which end when all is searched, whoever waits
+            threading.Thread(target=_work, args=(tasks,), name="beam-search", daemon=True).start()
         self._idle: queue.SimpleQueue[tuple[socket.socket, set[int]]] = queue.SimpleQueue()
-        self.close = weakref.finalize(self, _close, threads, own, self._process)
+        self.close = weakref.finalize(self, _close, os.getpid(), tasks, own, self._process)
         described = [_described(plan) for plan in plans]
         self._check(_ask(own[0], {"plans": described}), range(len(plans)))
         for connection in own:
@@ -71,7 +78,9 @@ class DecoderPool:
 
     def submit(self, decoder: int, log_probs: np.ndarray, task: Task) -> Future[list[Hypothesis]]:
         """Search float32 [T, V] with one of the decoders, when a process has time."""
-        return self._threads.submit(self._search, decoder, log_probs, task)
+        future: Future[list[Hypothesis]] = Future()
+        self._tasks.put((future, partial(self._search, decoder, log_probs, task)))
+        return future
 
     def _search(self, decoder: int, log_probs: np.ndarray, task: Task) -> list[Hypothesis]:
         message: dict[str, Any] = {"decoder": decoder, "shape": list(log_probs.shape), **task._asdict()}
@@ -85,6 +94,7 @@ class DecoderPool:
         finally:
             self._idle.put((connection, known))
         if answer is None:
+            self.broken = True
             raise LanguageModelError(
                 f"{self._name(decoder)}: a process of the beam search ended in the middle of it; "
                 "the file is damaged, or there was not enough memory"
@@ -99,6 +109,7 @@ class DecoderPool:
     def _check(self, answer: Answer | None, decoders: Sequence[int]) -> None:
         """Raise unless decoders could be loaded."""
         if answer is None:
+            self.broken = True
             names = ", ".join(dict.fromkeys(map(self._name, decoders)))
             raise LanguageModelError(
                 f"{names}: reading it ended the process that does; the file is damaged, or there is not enough memory"
@@ -127,9 +138,24 @@ def _ask(
         return None
 
 
-def _close(threads: ThreadPoolExecutor, connections: Sequence[socket.socket], process: subprocess.Popen[bytes]) -> None:
-    threads.shutdown(wait=False, cancel_futures=True)  # it may be one of them that lets go of the pool last
+def _work(tasks: Tasks) -> None:
+    """Do what comes, until there is None."""
+    while (task := tasks.get()) is not None:
+        future, search = task
+        try:
+            future.set_result(search())
+        except Exception as error:  # whoever waits for it gets it
+            future.set_exception(error)
+        del task, future, search  # or this thread would keep its pool
+
+
+def _close(owner: int, tasks: Tasks, connections: Sequence[socket.socket], process: subprocess.Popen[bytes]) -> None:
+    if os.getpid() != owner:  # forked from it, which has the pool still
+        return
     for connection in connections:
+        tasks.put(None)
+        with suppress(OSError):  # it is gone already
+            connection.shutdown(socket.SHUT_RDWR)  # now, even if a thread waits for an answer
         connection.close()
     try:
         process.wait(_STOP_SECONDS)

@@ -7,15 +7,17 @@ share them. Each serves one socket: messages are a JSON object and bytes behind 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import signal
 import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -275,8 +277,24 @@ def _serve(connection: socket.socket, decoders: dict[int, Decoder | None]) -> No
         log_probs = np.frombuffer(data, np.float32).reshape(task["shape"])
         decoder = decoders[task["decoder"]]
         assert decoder is not None  # one that could not be loaded is not asked
-        hypotheses, paths = search(decoder, task, log_probs)
+        with _ended_by_hanging_up(connection):
+            hypotheses, paths = search(decoder, task, log_probs)
         send(connection, {"hypotheses": hypotheses}, paths)
+
+
+@contextmanager
+def _ended_by_hanging_up(connection: socket.socket) -> Iterator[None]:
+    """Within it, this process ends when the other side does, of which a search would be told too late.
+
+    The other side says nothing while it waits, so the signal that something came on the socket is that of its end.
+    """
+    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(connection, fcntl.F_SETFL, flags)
 
 
 def _loaded(plan: dict[str, Any]) -> tuple[Decoder | None, str | None]:
@@ -289,6 +307,7 @@ def _loaded(plan: dict[str, Any]) -> tuple[Decoder | None, str | None]:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the sockets whose file descriptors are given, until the other side lets go of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to all; the other side decides what ends
     with suppress(ConnectionError):  # in the middle of an answer, which nobody waits for any more
         _load_and_serve([socket.socket(fileno=int(number)) for number in arguments])
     return 0
