@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.demo.ngram import estimate, letters
 from mms_jax.errors import LanguageModelError, SettingError
 from mms_jax.pipelines.decoding.files import open_language_model, read_lexicon
 from mms_jax.pipelines.decoding.plans import Plan, make_plan
-from mms_jax.pipelines.decoding.request import make_request
+from mms_jax.pipelines.decoding.request import Request, make_request
 from mms_jax.text.ctc import CTCVocabulary
 from tests.kenlm_binaries import write_binary
 
@@ -104,6 +105,8 @@ def test_a_lexicon_may_spell_words_in_its_own_ways(tmp_path: Path):
         ([""], "'' is not a word"),
         (["two words"], "'two words' is not a word"),
         ([7], "7 is not a word"),
+        (7, "lexicon is 7; give a file"),
+        ({"cat": 5}, "the spelling of 'cat' is 5"),
         (["кот", "пёс"], "2 of 2 cannot be spelt"),
         ("/nowhere/lexicon.txt", "/nowhere/lexicon.txt"),
     ],
@@ -124,6 +127,7 @@ def test_hotwords_are_spelt_or_refused_with_the_letter(tmp_path: Path):
     words = plan(write_arpa(tmp_path / "lm.arpa", level="words"), hotwords=["zorg cat"])
     assert [words.words[index] for index in words.hotwords[0]] == ["zorg", "cat"]  # a new word joins the lexicon
     assert dict(words.spellings or ())[words.words.index("zorg")][-1] == 4
+    assert plan(hotwords=["My CAT"]).hotwords == plan(hotwords=["my cat"]).hotwords
     with pytest.raises(LanguageModelError, match=r"'№5' cannot be heard: eng/vocab\.json has no '№', '5'"):
         plan(hotwords=["№5"])
     with pytest.raises(LanguageModelError, match="'' is no phrase"):
@@ -188,6 +192,12 @@ def test_a_damaged_directory_names_the_file(tmp_path: Path, file: str, content: 
         open_language_model(folder)
 
 
+@pytest.mark.parametrize("lm", ["", 5, b"lm.arpa", ["lm.arpa"]])
+def test_what_is_no_path_is_no_language_model(lm):
+    with pytest.raises(LanguageModelError, match=r"lm is .*; give an ARPA file"):
+        open_language_model(lm)
+
+
 def test_no_file_no_model(tmp_path: Path):
     with pytest.raises(LanguageModelError, match="no such file"):
         open_language_model(tmp_path / "lm.arpa")
@@ -201,6 +211,7 @@ def test_no_file_no_model(tmp_path: Path):
         ({"lm_weight": 1.0}, "lm_weight and word_score are those of a beam search"),
         ({"beam": 0}, "beam is 0"),
         ({"beam": True}, "beam is True"),
+        ({"beam": 10**20}, "beam is 10{20}; it may be 100000 at most"),
         ({"beam": 5, "num_best": 6}, "num_best=6 is more than the beam holds"),
         ({"num_best": 0}, "num_best is 0"),
         ({"beam": 5, "lm_weight": -1.0}, "lm_weight is -1.0"),
@@ -211,6 +222,23 @@ def test_no_file_no_model(tmp_path: Path):
 def test_settings_out_of_range_are_refused(arguments, message: str):
     with pytest.raises(SettingError, match=message):
         make_request(**arguments)
+
+
+def test_arrays_are_lists_of_words_and_phrases():
+    request = make_request(lexicon=np.array(["the", "cat"]), hotwords=np.array(["my cat", "zorg"]))
+    assert request is not None
+    assert request.lexicon == ("the", "cat")
+    assert request.hotwords == ("my cat", "zorg")
+
+
+def test_of_a_directory_no_more_is_looked_at_than_a_decoder_has(tmp_path: Path):
+    folder = tmp_path / "language_model" / "other"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("")
+    key = Request(lm=tmp_path).key
+    assert str(folder / "file") not in str(key)
+    (tmp_path / "language_model" / "lm.arpa").write_text("")
+    assert Request(lm=tmp_path).key != key
 
 
 def test_nothing_asked_for_is_greedy_and_anything_is_a_search():

@@ -212,9 +212,15 @@ def test_the_program_takes_a_language_model_and_shows_alternatives(models, capsy
     assert [len(row["alternatives"]) for row in rows] == [2, 2]
 
 
+def test_a_transcript_that_is_none_is_refused(asr, models):
+    with pytest.raises(SettingError, match="transcript 1 is None"):
+        asr.tune_lm(clips("eng")[:2], [said("eng")[0], None], language="eng", lm=models["eng"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--lm", ""], "lm is ''; give an ARPA file"),
         (["--lm", "nowhere.arpa"], "nowhere.arpa: no such file"),
         (["--num-best", "2"], "--num-best needs --format json"),
         (["--lm", "=a.arpa"], "give one file, or language=file for each"),

@@ -22,7 +22,7 @@ _MAX_ORDER = 20
 _FIRST_WORD = b"<unk>\0"
 
 # A decoder as transformers' processors with a language model store it (pyctcdecode's layout).
-_FOLDER = "language_model"
+FOLDER = "language_model"
 _ALPHABET, _ATTRIBUTES, _UNIGRAMS = "alphabet.json", "attrs.json", "unigrams.txt"
 _MODEL_SUFFIXES = (".arpa", ".bin", ".binary", ".klm", ".gz")
 _LOG10_OF_E = 0.4342944819032518
@@ -45,6 +45,8 @@ def open_language_model(where: str | os.PathLike[str]) -> LanguageModel:
     Raises:
         LanguageModelError: not there, damaged, or none of these; names the file.
     """
+    if not isinstance(where, str | os.PathLike) or where == "":
+        raise LanguageModelError(f"lm is {where!r}; give an ARPA file, a KenLM binary or a decoder's directory")
     path = Path(where)
     if path.is_dir():
         return _from_directory(path)
@@ -67,7 +69,7 @@ def _order(path: Path) -> int:
 
 
 def _from_directory(path: Path) -> LanguageModel:
-    folder = path / _FOLDER if (path / _FOLDER).is_dir() else path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
     found = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES)
     if len(found) != 1:
         raise LanguageModelError(
@@ -157,15 +159,15 @@ def read_lexicon(given: str | os.PathLike[str] | Iterable[str] | Mapping[str, An
         LanguageModelError: not readable, or empty.
     """
     if isinstance(given, Mapping):
-        entries = [
-            (word, list(tokens.split() if isinstance(tokens, str) else tokens)) for word, tokens in given.items()
-        ]
+        entries = [(word, _tokens(word, tokens)) for word, tokens in given.items()]
         name = "lexicon"
     elif isinstance(given, str | os.PathLike):
         entries = [(line.split()[0], line.split()[1:]) for line in read_lines(Path(given))]
         name = str(given)
-    else:
+    elif isinstance(given, Iterable):
         entries, name = [(word, []) for word in given], "lexicon"
+    else:
+        raise LanguageModelError(f"lexicon is {given!r}; give a file, a list of words, or {{word: tokens}}")
     lexicon: dict[str, list[list[str]]] = {}
     for word, tokens in entries:
         if not isinstance(word, str) or not word.strip() or len(word.split()) > 1:
@@ -176,3 +178,11 @@ def read_lexicon(given: str | os.PathLike[str] | Iterable[str] | Mapping[str, An
     if not lexicon:
         raise LanguageModelError(f"{name}: has no words")
     return lexicon
+
+
+def _tokens(word: Any, given: Any) -> list[str]:
+    """A word's spelling."""
+    tokens = given.split() if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(token, str) for token in tokens):
+        raise LanguageModelError(f"lexicon: the spelling of {word!r} is {given!r}; give its tokens, such as 't h e'")
+    return tokens

@@ -224,8 +224,9 @@ def _check_known(words: Sequence[str], known: set[str], *, name: str) -> None:
 
 
 def _phrase(phrase: Any, vocabulary: CTCVocabulary) -> tuple[str, list[tuple[int, ...]]]:
-    """A hotword, and the spelling of each of its words."""
+    """A hotword, and the spelling of each of its words; where the vocabulary has no capitals, without them."""
     words = phrase.split() if isinstance(phrase, str) else []
+    words = [word if vocabulary.spell(word) else word.lower() for word in words]
     if not words:
         raise LanguageModelError(f"hotwords: {phrase!r} is no phrase")
     spellings = [vocabulary.spell(word) for word in words]
@@ -235,7 +236,7 @@ def _phrase(phrase: Any, vocabulary: CTCVocabulary) -> tuple[str, list[tuple[int
             raise LanguageModelError(
                 f"hotwords: {word!r} cannot be heard: {vocabulary.source} has no {shown(strange)}; spell it otherwise"
             )
-    return phrase, [spelling for spelling in spellings if spelling is not None]
+    return " ".join(words), [spelling for spelling in spellings if spelling is not None]
 
 
 def _hotwords(

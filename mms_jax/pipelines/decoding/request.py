@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from mms_jax.errors import LanguageModelError, SettingError
 from mms_jax.pipelines.adapters import Tag
-from mms_jax.pipelines.decoding.files import LanguageModel, Lexicon, open_language_model, read_lexicon
+from mms_jax.pipelines.decoding.files import FOLDER, LanguageModel, Lexicon, open_language_model, read_lexicon
 from mms_jax.pipelines.settings import check_integer, check_number
 
 Resolve = Callable[[str], Tag]  # a language as users write it, to a tag
 DecoderName = Literal["flashlight", "device"]
 DECODERS = ("flashlight", "device")
 BEAM = 100  # hypotheses kept, as in pyctcdecode; fairseq's published figures take 500
+MAX_BEAM = 100_000  # results have long been the same, and memory is short
 LM_WEIGHT = 2.0  # of log10 probabilities; fairseq's colab takes 2.69 for English
 WORD_SCORE = 0.0
 HOTWORD_WEIGHT = 10.0  # of a phrase, as in pyctcdecode
@@ -115,7 +116,8 @@ def make_request(
         SettingError: out of range, or of no effect.
     """
     check_integer("num_best", num_best, 1)
-    wanted = (lm, lexicon, beam, decoder) != (None,) * 4 or num_best > 1 or bool(hotwords)
+    phrases = () if hotwords is None else _kept(hotwords)
+    wanted = any(one is not None for one in (lm, lexicon, beam, decoder)) or num_best > 1 or bool(phrases)
     if not wanted:
         if (lm_weight, word_score) != (None, None):
             raise SettingError("lm_weight and word_score are those of a beam search; give lm=, or beam=")
@@ -123,12 +125,14 @@ def make_request(
     if decoder not in (None, *DECODERS):
         raise SettingError(f"decoder is {decoder!r}; it must be one of {', '.join(map(repr, DECODERS))}")
     size = BEAM if beam is None else check_integer("beam", beam, 1)
+    if size > MAX_BEAM:
+        raise SettingError(f"beam is {size}; it may be {MAX_BEAM} at most")
     if num_best > size:
         raise SettingError(f"num_best={num_best} is more than the beam holds, {size}")
     return Request(
         lm=lm,
         lexicon=_kept(lexicon),
-        hotwords=() if hotwords is None else _kept(hotwords),
+        hotwords=phrases,
         beam=size,
         lm_weight=None if lm_weight is None else check_number("lm_weight", lm_weight, 0, 1000),
         word_score=None if word_score is None else check_number("word_score", word_score, -1000, 1000),
@@ -155,7 +159,7 @@ def _key(value: Any) -> Any:
     """Something hashable that changes when a file's contents may have."""
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = sorted([*path.glob("*"), *path.glob(f"{FOLDER}/*")]) if path.is_dir() else [path]
         return str(path), *((str(file), *_stamp(file)) for file in files)
     if isinstance(value, Mapping):
         return tuple((key, _key(one)) for key, one in value.items())

@@ -77,6 +77,9 @@ def tune(
         raise SettingError(f"metric is {metric!r}; it must be 'wer' or 'cer'")
     if not lm_weights or not word_scores:
         raise SettingError("lm_weights and word_scores: at least one of each is needed")
+    for number, reference in enumerate(references):
+        if not isinstance(reference, str):
+            raise SettingError(f"transcript {number} is {reference!r}, not a str")
     if not any(reference.strip() for reference in references):
         raise SettingError("transcripts are all empty, so there is no error rate")
     trials = []
