@@ -98,6 +98,8 @@ def test_stars_and_romanisation_reach_the_aligner(capsys, tmp_path):
         ("a", ["--level", "words"], "JSON has all levels"),
         ("a", ["--format", "textgrid", "--level", "words"], "TextGrid"),
         ("a", ["--output", "/absent/x.json"], "there is no such folder"),
+        ("a", ["--output", ""], "--output '': name a file"),
+        ("a", ["--output", "/"], "--output '/': name a file"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_1(capsys, tmp_path, content, options, reason):

@@ -53,6 +53,8 @@ def add_align(commands: Any) -> None:
 def _align(options: argparse.Namespace) -> int:
     if options.format == "json" and options.level is not None:
         raise SettingError(f"JSON has all levels, so leave out --level {options.level}")
+    if options.output is not None and (not options.output or Path(options.output).is_dir()):
+        raise SettingError(f"--output {options.output!r}: name a file")
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise SettingError(f"--output {options.output}: there is no such folder")
     check_segment(options)

@@ -71,7 +71,7 @@ def segments_of(text: Any) -> tuple[str, ...]:
         raise AlignmentError(f"a transcript is a str, or a list of str, one for each segment; got {shown(text)}")
     segments = tuple(line.strip() for line in lines if line.strip())
     if not segments:
-        raise AlignmentError("the text is empty; give the words that are spoken, or <star> for any")
+        raise AlignmentError("the text is empty; give the words that are spoken")
     return segments
 
 
@@ -83,7 +83,7 @@ def texts_of(text: Any, num_items: int, *, many: bool) -> list[Any]:
     """
     if not many:
         return [text]
-    texts = [text] if isinstance(text, str) else list(text)
+    texts = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
     if len(texts) != num_items:
         raise AlignmentError(f"{num_items} recording(s), but {len(texts)} text(s); give a list of one text for each")
     return texts
