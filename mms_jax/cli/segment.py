@@ -11,6 +11,7 @@ from mms_jax.cli.common import some, warn
 from mms_jax.errors import SettingError
 from mms_jax.pipelines.alignment import Alignment
 from mms_jax.pipelines.corpus import NORMALIZED_COLUMN, REPORT, check_free, make_corpus
+from mms_jax.pipelines.demo import DEMO_MODEL
 from mms_jax.pipelines.segmenting import Limits
 
 _LIMITS = {"min_score": "--min-score", "min_seconds": "--min-seconds", "max_seconds": "--max-seconds"}
@@ -67,11 +68,19 @@ def make_segments(options: argparse.Namespace, alignment: Alignment) -> None:
         warn(line)
     if made.dropped:
         warn(f"what was left out is in {out / REPORT}")
-    warn(
-        f"train on it: mms-jax train --dataset_name {shlex.quote(str(out))} --train_split_name train "
-        f"--text_column_name {NORMALIZED_COLUMN} …"
-    )
+    warn(f"train on it: {_train_command(options, out)}")
     print(out)
+
+
+def _train_command(options: argparse.Namespace, out: Path) -> str:
+    """What trains an adapter on it, of the model that aligned it."""
+    language = options.language or "LANGUAGE"
+    model, output = shlex.quote(str(options.model or DEMO_MODEL)), shlex.quote(f"{out}-{language}")
+    return (
+        f"mms-jax train --do_train --model_name_or_path {model} --target_language {shlex.quote(language)} "
+        f"--dataset_name {shlex.quote(str(out))} --train_split_name train --text_column_name {NORMALIZED_COLUMN} "
+        f"--output_dir {output}"
+    )
 
 
 def _limits(options: argparse.Namespace) -> Limits:

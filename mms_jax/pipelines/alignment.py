@@ -21,7 +21,9 @@ from mms_jax.pipelines.recordings import Recording
 from mms_jax.pipelines.transcription import Word
 from mms_jax.text.normalize import STAR as STAR_WORD
 
+NOT_ALIGNED = "not aligned"  # a word's flag
 LOW_SCORE = 0.2  # of a word: below, it is flagged; so are 0.4 % of right and 99.6 % of wrong ones with the demo model
+_SHOWN = 8  # words in a warning
 LONGEST_LETTER = 0.5  # seconds that a letter takes at most, flagged otherwise; a word's first counts twice
 SQUEEZED_LETTER = 0.025  # seconds; a word whose letters take less on average is flagged
 MOST_PADDING = 0.5  # seconds of silence that a cut leaves at most before and behind a segment
@@ -75,9 +77,9 @@ class Found(NamedTuple):
 class Alignment:
     """A text on the time axis of its audio, or why it cannot be put there.
 
-    A word's flags: "not spoken" (a number, punctuation, a note in brackets: it has no length), "any sound" (``<star>``,
-    or none of its letters is in the vocabulary), "letters dropped" (some are not), "low score" (below ``LOW_SCORE``),
-    "too long" (over ``LONGEST_LETTER`` seconds a letter), "squeezed" (under ``SQUEEZED_LETTER`` a letter).
+    A word's flags: "not aligned" (a number, punctuation, brackets with a number: it has no length), "any sound"
+    (``<star>``, or none of its letters is in the vocabulary), "letters dropped" (some are not), "low score" (below
+    ``LOW_SCORE``), "too long" (over ``LONGEST_LETTER`` seconds a letter), "squeezed" (under ``SQUEEZED_LETTER``).
     """
 
     language: str | None  # the checkpoint's tag; None: one without languages
@@ -247,7 +249,9 @@ def align_plan(
     chars = tuple(_chars(plan, spans, clock))
     segments = tuple(_segments(plan, words, spans, clock))
     own = np.concatenate([np.arange(place.start, place.stop) for place in plan.places])
-    gaps = _untranscribed(log_probs[:, blank], spans, clock)
+    written = plan.tokens != STAR  # and stars of the text itself, not those around it
+    written[own] = True
+    gaps = _untranscribed(log_probs[:, blank], spans.starts[written], spans.ends[written], clock)
     score = _score(spans, own[plan.tokens[own] != STAR])
     found = Found(segments, words, chars, score, gaps, plan.dropped)
     return found, spans.path(columns, blank_id=blank)
@@ -315,7 +319,7 @@ def _bounds(plan: Plan, spans: TokenSpans, num_frames: int) -> np.ndarray:
 
 def _flags(spelling: Spelling, seconds: float, score: float) -> Iterator[str]:
     if not spelling.tokens:
-        yield "not spoken"
+        yield NOT_ALIGNED
         return
     if spelling.tokens == (STAR,):
         yield "any sound"
@@ -362,11 +366,11 @@ def _cuts(times: Sequence[tuple[float, float]], last: float) -> list[tuple[float
     return cuts
 
 
-def _untranscribed(blank: np.ndarray, spans: TokenSpans, clock: _Clock) -> tuple[Gap, ...]:
-    """Stretches between tokens in whose frames something is heard, ``UNHEARD`` times or more."""
+def _untranscribed(blank: np.ndarray, starts: np.ndarray, ends: np.ndarray, clock: _Clock) -> tuple[Gap, ...]:
+    """Stretches between the text's own tokens in whose frames something is heard, ``UNHEARD`` times or more."""
     heard = np.concatenate([[0], np.cumsum(blank < math.log(0.5))])
     gaps: list[Gap] = []
-    for start, end in zip(np.append(0, spans.ends), np.append(spans.starts, spans.num_frames), strict=True):
+    for start, end in zip(np.append(0, ends), np.append(starts, clock.num_frames), strict=True):
         if heard[end] - heard[start] >= UNHEARD:
             gaps.append(Gap(clock(start), clock(end)))
     return tuple(gaps)
@@ -376,11 +380,15 @@ def _warnings(found: Found) -> Iterator[str]:
     if found.score < LOW_SCORE:
         yield f"the text does not fit the audio: its score is {found.score:.3f}, that of a right one 0.4 or more"
     for number, word in enumerate(found.words, start=1):
-        doubtful = [flag for flag in word.flags if flag != "not spoken"]
+        doubtful = [flag for flag in word.flags if flag != NOT_ALIGNED]
         if doubtful:
             yield f"word {number}, {word.text!r} ({word.start:.2f}-{word.end:.2f} s): {', '.join(doubtful)}"
+    unread = [word.text for word in found.words if NOT_ALIGNED in word.flags and word.text.strip(".,;:!?").isalnum()]
+    if unread:
+        words = ", ".join(map(repr, unread[:_SHOWN])) + (f" and {len(unread) - _SHOWN} more" * (len(unread) > _SHOWN))
+        yield f"not aligned, though somebody may have said it: {words}; write numbers in words"
     for gap in found.untranscribed:
-        yield f"{gap.start:.2f}-{gap.end:.2f} s: speech that the text does not have; <star> in the text allows for it"
+        yield f"{gap.start:.2f}-{gap.end:.2f} s: speech that the text does not have; {STAR_WORD} in it stands for such"
     if found.dropped:
         letters = " ".join(f"{letter} ({count})" for letter, count in found.dropped.items())
         yield f"letters that the vocabulary lacks were left out: {letters}"

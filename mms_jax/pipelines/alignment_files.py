@@ -11,6 +11,7 @@ from mms_jax.errors import SettingError
 from mms_jax.pipelines.alignment import AlignedSegment, AlignedWord, Alignment
 from mms_jax.pipelines.subtitles import to_srt
 from mms_jax.pipelines.transcription import Segment, Word
+from mms_jax.text.normalize import STAR
 
 Level = Literal["segments", "words", "chars"]
 LEVELS: tuple[Level, ...] = ("segments", "words", "chars")
@@ -44,12 +45,13 @@ def _fields(one: AlignedSegment | AlignedWord | Word) -> dict[str, Any]:
 
 
 def to_subtitles(alignment: Alignment, *, level: Level = "segments") -> str:
-    """A SubRip file with a subtitle for each segment, word or letter; what is not spoken has none of its own."""
-    return to_srt(Segment(one.text, one.start, one.end) for one in _heard(alignment, level))
+    """A SubRip file with a subtitle for each segment, word or letter; ``<star>`` has none, nor what is not aligned."""
+    texts = [(" ".join(word for word in one.text.split() if word != STAR), one) for one in _heard(alignment, level)]
+    return to_srt(Segment(text, one.start, one.end) for text, one in texts if text)
 
 
 def to_ctm(alignment: Alignment, *, level: Level = "words", name: str) -> str:
-    """A CTM file: ``name 1 start duration text score`` on each line; what is not spoken is left out.
+    """A CTM file: ``name 1 start duration text score`` on each line; what is not aligned is left out.
 
     White space, which parts the fields, becomes "_" in ``name`` and in the text of segments.
     """

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mms_jax.audio import SAMPLING_RATE
 from mms_jax.errors import SettingError
-from mms_jax.pipelines.alignment import MOST_PADDING, AlignedWord, Alignment
+from mms_jax.pipelines.alignment import MOST_PADDING, NOT_ALIGNED, AlignedWord, Alignment
 from mms_jax.text.normalize import STAR, spoken_words
 
 MIN_SCORE = -0.2  # with the demo model right lines score -0.03 to -0.17, a wrong one -1.7
@@ -81,7 +81,8 @@ def utterances(alignment: Alignment, *, language: str | None, limits: Limits) ->
         cuts = _Cuts(words, segment.cut_start, segment.cut_end)
         for first, last in cuts.pieces(limits):
             start, end = cuts.span(first, last)
-            spoken = " ".join(filter(None, normalized[first:last]))
+            aligned = [NOT_ALIGNED not in word.flags for word in words[first:last]]
+            spoken = " ".join(one for one, kept in zip(normalized[first:last], aligned, strict=True) if one and kept)
             text = segment.text if (first, last) == (0, len(words)) else " ".join(w.text for w in words[first:last])
             found.append(_judged(alignment, words[first:last], text, spoken, start, end, limits))
     return found
