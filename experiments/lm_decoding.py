@@ -6,7 +6,30 @@ n-grams of letters are estimated from the texts of the demo's training sentences
 weights are those with the fewest errors on the 200 dev sentences (``tune_lm``). No word of a dev or test sentence is in
 any training sentence, so all that such a model knows of them is how words of the language are spelt. "word list" is a
 lexicon of all words of Debian's lists that the sentences were drawn from, those of the test sentences among them, which
-is what the vocabulary of a real language model is like.
+is what the vocabulary of a real language model is like. With a beam of 100, in brackets lm_weight and word_score:
+
+| language | decoding (lm_weight, word_score) | CER | WER |
+| --- | --- | --- | --- |
+| eng | greedy | 9.78% | 56.9% |
+| eng | beam 100 | 9.37% | 55.5% |
+| eng | 4-gram of letters (1.5, -1) | 7.56% | 43.6% |
+| eng | 6-gram of letters (1.5, 1) | 6.06% | 33.5% |
+| eng | word list (54,497) | 1.50% | 6.5% |
+| fra | greedy | 9.07% | 53.4% |
+| fra | beam 100 | 8.68% | 50.8% |
+| fra | 4-gram of letters (1.5, -1) | 7.33% | 41.5% |
+| fra | 6-gram of letters (2, -1) | 6.22% | 30.8% |
+| fra | word list (133,587) | 2.19% | 10.3% |
+| deu | greedy | 5.31% | 42.1% |
+| deu | beam 100 | 5.07% | 40.6% |
+| deu | 4-gram of letters (2, -1) | 3.87% | 28.7% |
+| deu | 6-gram of letters (2, 0) | 2.55% | 20.2% |
+| deu | word list (162,780) | 0.74% | 6.4% |
+| spa | greedy | 3.21% | 29.5% |
+| spa | beam 100 | 3.19% | 29.3% |
+| spa | 4-gram of letters (1.5, 0) | 2.16% | 18.3% |
+| spa | 6-gram of letters (2, 1) | 2.16% | 18.5% |
+| spa | word list (75,027) | 0.13% | 1.7% |
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One program for all benchmarks: ``python -m experiments.benchmarks WHAT [options]``.
 
-WHAT is asr, files, accelerator, mixed, long, tts, decoder, train, ctc, beam, startup or memory; its options follow it.
-Each checks that results are equal before it times anything, and prints medians and ratios (> 1: it is faster).
+WHAT is asr, files, accelerator, mixed, long, tts, decoder, train, ctc, beam, align, startup or memory; its options
+follow it. Each checks that results are equal before it times anything, and prints medians and ratios (> 1: it is
+faster).
 ``table RESULTS.json…`` prints Markdown of what asr, tts, mixed and decoder wrote with --output, ``chart RESULTS.json…
 --output speed.png`` draws it. Peers beside transformers need ``pip install -e '.[bench]'`` and are left out without.
 """
@@ -22,6 +23,7 @@ MODULES = {
     "train": "train",
     "ctc": "ctc_loss",
     "beam": "beam",
+    "align": "alignment",
     "startup": "startup",
     "memory": "memory",
     "table": "report",

@@ -1,6 +1,6 @@
 """The search of forced alignment beside its peers: same emissions, same machine, in turn.
 
-    .venv/bin/python -m experiments.benchmarks.alignment --minutes 60 --peer align.so --frames 2000
+    .venv/bin/python -m experiments.benchmarks align --minutes 60 --peer align.so --frames 2000
 
 An hour with 10,000 words of 6 letters. The peer is the kernel of ctc-forced-aligner 1.0.2 (C++), built with
     g++ -O3 -std=c++17 -shared -fPIC ctc_forced_aligner/main.cpp -o align.so

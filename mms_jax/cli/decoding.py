@@ -36,7 +36,7 @@ def add_beam_search(parser: argparse.ArgumentParser) -> None:
 def _add_search(group: Any) -> None:
     group.add_argument("--lexicon", metavar="FILE", help='the only words: "word" or "word  w o r d |" on each line')
     group.add_argument("--beam", type=positive, metavar="N", help=f"hypotheses that are kept ({BEAM})")
-    group.add_argument("--decoder", choices=DECODERS, help="where: flashlight on the CPU, or the model's device")
+    group.add_argument("--decoder", choices=DECODERS, help="where: flashlight on the CPU, or device, the model's")
 
 
 def beam_search(options: argparse.Namespace) -> dict[str, Any]:

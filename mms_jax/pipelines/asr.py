@@ -225,7 +225,8 @@ class SpeechRecognizer(Listener):
         Args:
             audio: a list of what ``transcribe`` takes, all of one language.
             transcripts: what is said in each.
-            lm, language, lexicon, beam, decoder, batch_size: as in ``transcribe``.
+            lm, language, lexicon, beam, batch_size: as in ``transcribe``.
+            decoder: likewise; default "device" where it can be, which is many times as fast where words are scored.
             lm_weights, word_scores: to try, each with each.
             metric: to be least: "wer" or "cer".
             told: called after each trial.
@@ -238,6 +239,10 @@ class SpeechRecognizer(Listener):
             raise SettingError(f"{len(items)} item(s), but {len(transcripts)} transcript(s); give one for each")
         heard = self.logits(items, language=language, batch_size=batch_size)
         tag = self._tag(language)
+        if decoder is None:
+            asked = make_request(lm=lm, lexicon=lexicon)
+            assert asked is not None  # it has a language model
+            decoder = self._decoders.get(asked, [tag], some_unknown=False).fastest(tag)
 
         def texts_at(lm_weight: float, word_score: float) -> list[str]:
             request = make_request(

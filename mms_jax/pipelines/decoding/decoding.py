@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import Alphabet
 from mms_jax.pipelines.decoding.beam import Search, Searcher, Task, log_softmax
 from mms_jax.pipelines.decoding.device import DeviceDecoders
+from mms_jax.pipelines.decoding.files import is_binary
 from mms_jax.pipelines.decoding.plans import Plan, make_plan
 from mms_jax.pipelines.decoding.pool import DecoderPool
-from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, Materials, Request, Resolve
+from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, DecoderName, Materials, Request, Resolve
 
 BEAM_SIZE_TOKEN = 50  # most tokens that a frame may be, as in fairseq
 BEAM_THRESHOLD = 50.0  # log probability below the best at which a hypothesis is given up, as in torchaudio
@@ -79,6 +81,12 @@ class Decoding:
     def plan(self, tag: Tag) -> Plan:
         """What a language is searched with."""
         return self._for(tag).plan
+
+    def fastest(self, tag: Tag) -> DecoderName:
+        """Which decoder a language's search is fastest with: the device's, where it can be."""
+        plan = self.plan(tag)
+        on_device = plan.spellings is None and (plan.lm is None or not is_binary(Path(plan.lm)))
+        return "device" if on_device else "flashlight"
 
     def _for(self, tag: Tag) -> Prepared:
         with self._lock:
