@@ -198,6 +198,28 @@ def test_device_and_flashlight_count_hotwords_alike():
     assert ours.score == pytest.approx(theirs.score, abs=CLOSE)
 
 
+def test_a_failure_on_the_device_is_that_of_all_who_wait_for_the_batch(monkeypatch):
+    device = DeviceDecoders([plan()])
+    tickets = [device.submit(0, LONG[:5], ALL) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceDecoders, "_searched", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tickets[0].result()
+    with pytest.raises(ZeroDivisionError):
+        tickets[1].result()
+
+
+def test_what_nobody_waits_for_any_more_is_not_searched_on_the_device(monkeypatch):
+    device = DeviceDecoders([plan()])
+    batches = []
+    monkeypatch.setattr(DeviceDecoders, "_run_batch", lambda self, decoder, task, pieces: batches.append(len(pieces)))
+    kept, _ = [device.submit(0, LONG[:5], ALL) for _ in range(2)]
+    del _
+    device.run()
+    assert batches == [1]
+    assert kept.found is None
+
+
 def test_a_long_recording_is_parted_in_its_pauses():
     log_probs = np.full((2 * MAX_PIECE, 4), -10.0, np.float32)
     log_probs[:, 2] = 0

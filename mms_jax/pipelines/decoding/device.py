@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,18 +34,20 @@ class Ticket:
 
     def __init__(self, decoders: DeviceDecoders):
         self._decoders = decoders
-        self.found: list[Hypothesis] | None = None
+        self.found: list[Hypothesis] | Exception | None = None
 
     def result(self) -> list[Hypothesis]:
         """What was found; searches all that waits."""
         if self.found is None:
             self._decoders.run()
         assert self.found is not None
+        if isinstance(self.found, Exception):
+            raise self.found
         return self.found
 
 
 class _Piece(NamedTuple):
-    ticket: Ticket
+    ticket: weakref.ref[Ticket]  # gone where a call was interrupted
     log_probs: np.ndarray
 
 
@@ -81,14 +84,15 @@ class DeviceDecoders:
         """Search float32 [T, V] with the next batch."""
         ticket = Ticket(self)
         with self._lock:
-            self._waiting.setdefault((decoder, task), []).append(_Piece(ticket, log_probs))
+            self._waiting.setdefault((decoder, task), []).append(_Piece(weakref.ref(ticket), log_probs))
         return ticket
 
     def run(self) -> None:
         """Search all that waits."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
-            for (decoder, task), pieces in waiting.items():
+            while self._waiting:
+                (decoder, task), pieces = self._waiting.popitem()
+                pieces = [piece for piece in pieces if piece.ticket() is not None]
                 pieces.sort(key=lambda piece: len(piece.log_probs))
                 for first in range(0, len(pieces), ROWS):
                     self._run_batch(decoder, task, pieces[first : first + ROWS])
@@ -102,9 +106,16 @@ class DeviceDecoders:
         for row, piece in enumerate(pieces):
             values[row, : len(piece.log_probs)] = piece.log_probs
             counts[row] = len(piece.log_probs)
-        found = jax.device_get(self._searched(plan, self._ngrams[decoder], task, values, counts))
-        for row, piece in enumerate(pieces):
-            piece.ticket.found = _hypotheses(found, row)
+        try:
+            found = jax.device_get(self._searched(plan, self._ngrams[decoder], task, values, counts))
+        except Exception as error:  # such as no memory: for those who wait for it, in whichever threads
+            results: list[Any] = [error] * len(pieces)
+        else:
+            results = [_hypotheses(found, row) for row in range(len(pieces))]
+        for piece, result in zip(pieces, results, strict=True):
+            ticket = piece.ticket()
+            if ticket is not None:
+                ticket.found = result
 
     def _searched(
         self, plan: Plan, ngram: Automaton | None, task: Task, values: np.ndarray, counts: np.ndarray
