@@ -88,6 +88,12 @@ def test_stars_and_romanisation_reach_the_aligner(capsys, tmp_path):
     assert float(rows[0][2]) > 0.7  # behind two words that the text lacks
 
 
+def test_a_closed_stdin_is_told_of(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert align("-") == 1
+    assert "there is no stdin" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "options", "reason"),
     [

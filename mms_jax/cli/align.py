@@ -96,6 +96,8 @@ def _read(name: str) -> str:
     Raises:
         AlignmentError: it cannot be read, or is not UTF-8.
     """
+    if name == _STDIN and sys.stdin is None:
+        raise AlignmentError("-: there is no stdin; name a file")
     try:
         data = sys.stdin.buffer.read() if name == _STDIN else Path(name).read_bytes()
         return data.decode("utf-8-sig")
