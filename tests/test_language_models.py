@@ -98,9 +98,17 @@ def test_a_lexicon_may_spell_words_in_its_own_ways(tmp_path: Path):
     assert made.spellings == ((1, (7, 5, 10, 9, 4)), (1, (7, 5, 10, 31, 4)), (2, (7, 5, 24, 4)))
 
 
+def test_words_in_capitals_are_heard_without_and_written_with_them():
+    made = plan(lexicon=["Hund", "NATO"], hotwords=["Hund", "New York"])
+    assert made.words == ("<unk>", "Hund", "NATO", "New", "York")
+    assert dict(made.spellings or ())[1] == (12, 25, 18, 8, 4)
+    assert made.hotwords == ((12, 25, 18, 8), (18, 9, 27, 4, 29, 19, 22, 15))  # letters: there is no model of words
+
+
 @pytest.mark.parametrize(
     ("lexicon", "message"),
     [
+        ({"cat": "C A T"}, "for want of the letters 'A', 'C', 'T'"),
         ([], "has no words"),
         ([""], "'' is not a word"),
         (["two words"], "'two words' is not a word"),
@@ -217,6 +225,7 @@ def test_no_file_no_model(tmp_path: Path):
         ({"beam": 5, "lm_weight": -1.0}, "lm_weight is -1.0"),
         ({"beam": 5, "word_score": float("nan")}, "word_score is nan"),
         ({"decoder": "gpu"}, "decoder is 'gpu'"),
+        ({"decoder": "device", "beam": 5000}, "beam is 5000; it may be 4096 at most"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, message: str):
@@ -256,3 +265,7 @@ def test_one_language_model_is_not_for_two_languages():
     assert request is not None
     with pytest.raises(LanguageModelError, match="no entry for 'deu', only for 'eng'"):
         request.materials(["eng", "deu"], lambda tag: tag)
+    request = make_request(lm={})
+    assert request is not None
+    with pytest.raises(LanguageModelError, match="lm is an empty mapping"):
+        request.materials(["eng"], lambda tag: tag)

@@ -208,15 +208,15 @@ def _check_letters(words: Sequence[Spelling], vocabulary: CTCVocabulary, *, roma
     unknown = Counter(letter for word in words for letter in word.dropped)
     if not known and not unknown:
         raise AlignmentError(
-            f"the text has no word to align ({shown(words[0].text)}): numbers, punctuation and notes in brackets are "
-            "not spoken, and <star> stands for anything; write numbers in words"
+            f"the text has no word to align ({shown(words[0].text)}): numbers and punctuation are left out, and <star> "
+            "stands for anything; write numbers in words"
         )
     if unknown.total() > MOST_UNKNOWN * (known + unknown.total()):
         some = " ".join(letter for letter, _ in unknown.most_common(_LETTERS_SHOWN))
         script = unicodedata.name(unknown.most_common(1)[0][0], "UNNAMED").split()[0]
         remedy = "choose the text's own language" + (
             ", or romanize=True, which spells any script in Latin letters"
-            if is_roman(vocabulary) and not romanize
+            if is_roman(vocabulary) and vocabulary.delimiter_id is None and not romanize
             else ", or an aligner of romanised text, which takes any"
         )
         raise AlignmentError(

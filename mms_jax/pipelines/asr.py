@@ -29,7 +29,7 @@ from mms_jax.pipelines.bank import ADAPTER_MEMORY, AdapterBank
 from mms_jax.pipelines.chunks import CHUNK_LENGTH, make_chunking
 from mms_jax.pipelines.decoding.decoding import DecodingCache
 from mms_jax.pipelines.decoding.request import HOTWORD_WEIGHT, DecoderName, make_request
-from mms_jax.pipelines.decoding.tuning import LM_WEIGHTS, WORD_SCORES, Metric, Trial, Tuning, tune
+from mms_jax.pipelines.decoding.tuning import LM_WEIGHTS, WORD_SCORES, Metric, Trial, Tuning, check_references, tune
 from mms_jax.pipelines.dtypes import WAV2VEC2_DTYPES, check_dtype
 from mms_jax.pipelines.finishing import BeamSearch, Finisher, Greedy, finished
 from mms_jax.pipelines.lid import LanguageIdentifier
@@ -234,11 +234,14 @@ class SpeechRecognizer(Listener):
         Returns:
             A ``Tuning``: its ``best`` has lm_weight and word_score, and printing it shows the table.
         """
-        items = list(audio)
-        if len(items) != len(transcripts):
-            raise SettingError(f"{len(items)} item(s), but {len(transcripts)} transcript(s); give one for each")
+        if isinstance(audio, str) or isinstance(transcripts, str):
+            raise SettingError("audio and transcripts are those of several clips; give lists")
+        items, references = list(audio), list(transcripts)
+        if len(items) != len(references):
+            raise SettingError(f"{len(items)} item(s), but {len(references)} transcript(s); give one for each")
         heard = self.logits(items, language=language, batch_size=batch_size)
         tag = self._tag(language)
+        check_references(references, self._bank.alphabet(tag).vocabulary)
         if decoder is None:
             asked = make_request(lm=lm, lexicon=lexicon)
             assert asked is not None  # it has a language model
@@ -253,7 +256,7 @@ class SpeechRecognizer(Listener):
             searches = [decoding.search(tag, logits, request) if len(logits) else None for logits in heard]
             return ["" if search is None else search.wait().alternatives[0].text for search in searches]
 
-        return tune(texts_at, transcripts, lm_weights=lm_weights, word_scores=word_scores, metric=metric, told=told)
+        return tune(texts_at, references, lm_weights=lm_weights, word_scores=word_scores, metric=metric, told=told)
 
     def align(
         self,

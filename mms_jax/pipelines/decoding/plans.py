@@ -187,7 +187,7 @@ def _spelt(
     spellings: list[tuple[int, tuple[int, ...]]] = []
     unspeakable: list[str] = []
     for word, given in lexicon.items():
-        ids = [_ids(tokens, vocabulary) for tokens in given] if given else [vocabulary.spell(word)]
+        ids = [_ids(tokens, vocabulary) for tokens in given] if given else [_letters(word, vocabulary)]
         found = [spelling for spelling in ids if spelling]
         if not found:
             unspeakable.append(word)
@@ -197,12 +197,18 @@ def _spelt(
             end = () if spelling[-1] == delimiter else (delimiter,)
             spellings.append((len(words), (*spelling, *end)))
     if len(unspeakable) > MOST * len(lexicon):
-        letters = sorted({char for word in unspeakable for char in word} - set(vocabulary.letters))
+        used = {token for word in unspeakable for tokens in (lexicon[word] or [list(word)]) for token in tokens}
+        letters = sorted(used - set(vocabulary.letters))
         raise LanguageModelError(
             f"{name}: words of another alphabet than {vocabulary.source}: {len(unspeakable)} of {len(lexicon)} cannot "
             f"be spelt ({shown(unspeakable)}), for want of the letters {shown(letters)}"
         )
     return words, tuple(spellings), tuple(unspeakable)
+
+
+def _letters(word: str, vocabulary: CTCVocabulary) -> tuple[int, ...] | None:
+    """The ids of a word's letters; without its capitals, where the vocabulary has none."""
+    return vocabulary.spell(word) or vocabulary.spell(word.lower())
 
 
 def _ids(tokens: Sequence[str], vocabulary: CTCVocabulary) -> tuple[int, ...] | None:
@@ -224,19 +230,18 @@ def _check_known(words: Sequence[str], known: set[str], *, name: str) -> None:
 
 
 def _phrase(phrase: Any, vocabulary: CTCVocabulary) -> tuple[str, list[tuple[int, ...]]]:
-    """A hotword, and the spelling of each of its words; where the vocabulary has no capitals, without them."""
+    """A hotword, and the spelling of each of its words."""
     words = phrase.split() if isinstance(phrase, str) else []
-    words = [word if vocabulary.spell(word) else word.lower() for word in words]
     if not words:
         raise LanguageModelError(f"hotwords: {phrase!r} is no phrase")
-    spellings = [vocabulary.spell(word) for word in words]
+    spellings = [_letters(word, vocabulary) for word in words]
     for word, spelling in zip(words, spellings, strict=True):
         if spelling is None:
-            strange = [char for char in dict.fromkeys(word) if vocabulary.spell(char) is None]
+            strange = [char for char in dict.fromkeys(word) if _letters(char, vocabulary) is None]
             raise LanguageModelError(
                 f"hotwords: {word!r} cannot be heard: {vocabulary.source} has no {shown(strange)}; spell it otherwise"
             )
-    return " ".join(words), [spelling for spelling in spellings if spelling is not None]
+    return phrase, [spelling for spelling in spellings if spelling is not None]
 
 
 def _hotwords(

@@ -18,6 +18,7 @@ DecoderName = Literal["flashlight", "device"]
 DECODERS = ("flashlight", "device")
 BEAM = 100  # hypotheses kept, as in pyctcdecode; fairseq's published figures take 500
 MAX_BEAM = 100_000  # results have long been the same, and memory is short
+MAX_DEVICE_BEAM = 4096  # all of it is there in every frame, for each row of a batch
 LM_WEIGHT = 2.0  # of log10 probabilities; fairseq's colab takes 2.69 for English
 WORD_SCORE = 0.0
 HOTWORD_WEIGHT = 10.0  # of a phrase, as in pyctcdecode
@@ -75,10 +76,12 @@ class Request:
         lexicons = {} if self.lexicon is None else _by_tag(self.lexicon, resolve, name="lexicon")
         found = {}
         for tag in heard:
+            if tag not in models and not models:
+                raise LanguageModelError(f"lm is an empty mapping; give {{{tag!r}: file}}, or one file")
             if tag not in models:
                 raise LanguageModelError(
                     f"lm has no entry for {tag!r}, only for {', '.join(map(repr, models))}; "
-                    f"add one, or {tag!r}: None to search it without"
+                    f"add one, or None ({tag}= on the command line) to search it without"
                 )
             model = models[tag]
             lexicon = lexicons.get(tag)
@@ -125,8 +128,9 @@ def make_request(
     if decoder not in (None, *DECODERS):
         raise SettingError(f"decoder is {decoder!r}; it must be one of {', '.join(map(repr, DECODERS))}")
     size = BEAM if beam is None else check_integer("beam", beam, 1)
-    if size > MAX_BEAM:
-        raise SettingError(f"beam is {size}; it may be {MAX_BEAM} at most")
+    most = MAX_DEVICE_BEAM if decoder == "device" else MAX_BEAM
+    if size > most:
+        raise SettingError(f"beam is {size}; it may be {most} at most")
     if num_best > size:
         raise SettingError(f"num_best={num_best} is more than the beam holds, {size}")
     return Request(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -9,7 +11,8 @@ from typing import Literal, NamedTuple
 
 import jiwer
 
-from mms_jax.errors import SettingError
+from mms_jax.errors import MMSWarning, SettingError
+from mms_jax.text.ctc import CTCVocabulary
 
 # What fairseq sweeps: 0 to 5, and -3 to 3.
 LM_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
@@ -55,6 +58,23 @@ class Tuning:
         return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
+def check_references(references: Sequence[str], vocabulary: CTCVocabulary) -> None:
+    """Raise SettingError for what is no text, and warn of characters that are errors whatever is recognised."""
+    for number, reference in enumerate(references):
+        if not isinstance(reference, str):
+            raise SettingError(f"transcript {number} is {reference!r}, not a str")
+    letters = {*vocabulary.letters, *(letter.lower() for letter in vocabulary.letters if vocabulary.do_lower_case)}
+    strange = Counter(char for text in references for char in text if not char.isspace() and char not in letters)
+    if strange:
+        shown = " ".join(f"{char} ({count})" for char, count in strange.most_common(12))
+        warnings.warn(
+            f"the transcripts have characters that {vocabulary.source} has not, so they count as errors: {shown}; "
+            "mms_jax.text.normalize.normalize writes texts as MMS was trained on them",
+            MMSWarning,
+            stacklevel=3,
+        )
+
+
 def tune(
     texts_at: Callable[[float, float], Sequence[str]],
     references: Sequence[str],
@@ -77,9 +97,6 @@ def tune(
         raise SettingError(f"metric is {metric!r}; it must be 'wer' or 'cer'")
     if not lm_weights or not word_scores:
         raise SettingError("lm_weights and word_scores: at least one of each is needed")
-    for number, reference in enumerate(references):
-        if not isinstance(reference, str):
-            raise SettingError(f"transcript {number} is {reference!r}, not a str")
     if not any(reference.strip() for reference in references):
         raise SettingError("transcripts are all empty, so there is no error rate")
     trials = []
