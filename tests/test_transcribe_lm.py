@@ -204,6 +204,20 @@ def test_tuning_finds_the_weights_with_the_fewest_errors(asr, models):
         asr.tune_lm(clips("eng"), ["", "", ""], lm=models["eng"], language="eng")
 
 
+def test_tuning_tells_of_transcripts_that_no_recognition_can_match(asr, models):
+    with pytest.warns(MMSWarning, match=r"has not, so they count as errors: U \(1\) \. \(1\);"):
+        asr.tune_lm(
+            clips("eng")[:1],
+            ["United swilled."],
+            lm=models["eng"],
+            language="eng",
+            lm_weights=(1.0,),
+            word_scores=(0.0,),
+        )
+    with pytest.raises(SettingError, match="give lists"):
+        asr.tune_lm(clips("eng")[0], ["a"], lm=models["eng"], language="eng")
+
+
 def test_the_program_takes_a_language_model_and_shows_alternatives(models, capsys):
     arguments = ["transcribe", *clips("eng")[:2], "--language", "eng", "--lm", str(models["eng"]), "--lm-weight", "1.5"]
     assert main([*arguments, "--format", "json", "--num-best", "2"]) == 0
