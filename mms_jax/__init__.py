@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mms_jax.pipelines.lid import Candidate, Identification, LanguageIdentifier, load_lid
     from mms_jax.pipelines.speech import Speech
     from mms_jax.pipelines.subtitles import to_srt, to_vtt
-    from mms_jax.pipelines.transcription import Segment, Transcription, Word
+    from mms_jax.pipelines.transcription import Alternative, RankedLanguage, Segment, Transcription, Word
     from mms_jax.pipelines.tts import SpeechSynthesizer, load_tts
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "AlignedWord",
     "Alignment",
     "AlignmentError",
+    "Alternative",
     "AudioError",
     "CacheError",
     "Candidate",
@@ -66,6 +67,7 @@ __all__ = [
     "MMSError",
     "MMSWarning",
     "NumericsError",
+    "RankedLanguage",
     "Segment",
     "SettingError",
     "Speech",
@@ -97,7 +99,7 @@ _LATER = {
     "mms_jax.pipelines.lid": ("Candidate", "Identification", "LanguageIdentifier", "load_lid"),
     "mms_jax.pipelines.speech": ("Speech",),
     "mms_jax.pipelines.subtitles": ("to_srt", "to_vtt"),
-    "mms_jax.pipelines.transcription": ("Segment", "Transcription", "Word"),
+    "mms_jax.pipelines.transcription": ("Alternative", "RankedLanguage", "Segment", "Transcription", "Word"),
     "mms_jax.pipelines.tts": ("SpeechSynthesizer", "load_tts"),
 }
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
