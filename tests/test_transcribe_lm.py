@@ -14,6 +14,7 @@ import mms_jax
 from experiments.demo.ngram import estimate, letters
 from mms_jax.cli import main
 from mms_jax.errors import LanguageModelError, MMSWarning, SettingError
+from mms_jax.pipelines.decoding import pool
 from mms_jax.pipelines.decoding.beam import MAX_PIECE
 from mms_jax.pipelines.demo import DEMO_MODEL
 
@@ -202,6 +203,18 @@ def test_tuning_finds_the_weights_with_the_fewest_errors(asr, models):
         asr.tune_lm(clips("eng"), ["a"], lm=models["eng"], language="eng")
     with pytest.raises(SettingError, match="transcripts are all empty"):
         asr.tune_lm(clips("eng"), ["", "", ""], lm=models["eng"], language="eng")
+
+
+def test_tuning_takes_the_decoder_that_can(asr, models, tmp_path, monkeypatch):
+    """The device's for letters, whether or not flashlight-text is installed; flashlight's for words."""
+    words = tmp_path / "words.arpa"
+    words.write_text(estimate([text.split() for text in said("eng")], order=2), encoding="utf-8")
+    weights = {"language": "eng", "lm_weights": (1.0,), "word_scores": (1.0,)}
+    assert asr.tune_lm(clips("eng"), said("eng"), lm=words, **weights).best.wer == 0
+    monkeypatch.setattr(pool, "find_spec", lambda name: None)
+    assert asr.tune_lm(clips("eng"), said("eng"), lm=models["eng"], **weights).best.wer < 0.5
+    with pytest.raises(SettingError, match="pip install flashlight-text"):
+        asr.tune_lm(clips("eng"), said("eng"), lm=models["eng"], decoder="flashlight", **weights)
 
 
 def test_tuning_tells_of_transcripts_that_no_recognition_can_match(asr, models):

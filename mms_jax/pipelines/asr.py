@@ -245,7 +245,7 @@ class SpeechRecognizer(Listener):
         if decoder is None:
             asked = make_request(lm=lm, lexicon=lexicon)
             assert asked is not None  # it has a language model
-            decoder = self._decoders.get(asked, [tag], some_unknown=False).fastest(tag)
+            decoder = self._decoders.fastest(asked, tag)
 
         def texts_at(lm_weight: float, word_score: float) -> list[str]:
             request = make_request(

@@ -82,12 +82,6 @@ class Decoding:
         """What a language is searched with."""
         return self._for(tag).plan
 
-    def fastest(self, tag: Tag) -> DecoderName:
-        """Which decoder a language's search is fastest with: the device's, where it can be."""
-        plan = self.plan(tag)
-        on_device = plan.spellings is None and (plan.lm is None or not is_binary(Path(plan.lm)))
-        return "device" if on_device else "flashlight"
-
     def _for(self, tag: Tag) -> Prepared:
         with self._lock:
             if tag not in self._prepared:  # one that was identified
@@ -97,22 +91,25 @@ class Decoding:
             return self._prepared[tag]
 
     def _plan(self, tag: Tag, materials: Materials) -> Plan:
-        alphabet = self._alphabet(tag)
         if self._request.decoder == "flashlight" and materials.lm is not None and materials.lm.order > MAX_ORDER:
             raise LanguageModelError(
                 f"{materials.lm.path}: n-grams of order {materials.lm.order}, but the KenLM inside flashlight-text "
                 f"reads up to {MAX_ORDER}; build one of a lower order, or take decoder='device' for one of letters"
             )
-        plan = make_plan(
-            alphabet.vocabulary,
-            vocab_size=alphabet.vocab_size,
-            lm=materials.lm,
-            lexicon=materials.lexicon,
-            hotwords=materials.hotwords,
-        )
+        plan = _planned(self._alphabet(tag), materials)
         if plan.difference:
             warnings.warn(f"{plan.name}: {plan.difference}", MMSWarning, stacklevel=2)
         return plan
+
+
+def _planned(alphabet: Alphabet, materials: Materials) -> Plan:
+    return make_plan(
+        alphabet.vocabulary,
+        vocab_size=alphabet.vocab_size,
+        lm=materials.lm,
+        lexicon=materials.lexicon,
+        hotwords=materials.hotwords,
+    )
 
 
 def _searcher(request: Request, plans: Sequence[Plan]) -> Searcher:
@@ -170,6 +167,13 @@ class DecodingCache:
                 made = Decoding(request, heard, resolve=self._resolve, alphabet=self._alphabet)
                 self._kept = key, made  # who still uses those before it holds them
             return self._kept[1]
+
+    def fastest(self, request: Request, tag: Tag) -> DecoderName:
+        """Which decoder a request is searched with fastest in a language: the device's, where it can be."""
+        (materials,) = request.materials([tag], self._resolve).values()
+        plan = _planned(self._alphabet(tag), materials)
+        on_device = plan.spellings is None and (plan.lm is None or not is_binary(Path(plan.lm)))
+        return "device" if on_device else "flashlight"
 
 
 def heard_languages(request: Request, known: Iterable[Tag], *, some_unknown: bool, resolve: Resolve) -> list[Tag]:
