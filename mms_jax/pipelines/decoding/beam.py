@@ -12,7 +12,7 @@ from mms_jax.ctc.align import align_tokens
 from mms_jax.pipelines.decoding.plans import Plan
 from mms_jax.pipelines.transcription import Alternative
 
-# Frames that are searched in one go: what flashlight-text remembers grows with them, 0.2 GB a minute at a beam of 500.
+# Frames that are searched in one go: what flashlight-text remembers grows with them, to 2 GB at a beam of 1,000.
 # Longer recordings are parted in the longest pause that is found in the second half of a piece.
 MAX_PIECE = 3000
 
