@@ -50,7 +50,7 @@ def by_text(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
     """Every text and the log probability of all paths to it; a delimiter at the very beginning parts nothing."""
     sums: dict[tuple[int, ...], float] = {}
     for path in itertools.product(range(4), repeat=len(log_probs)):
-        text = tuple(token for token, before in zip(path, (1, *path), strict=False) if token != before and token != 0)
+        text = tuple(token for before, token in itertools.pairwise((1, *path)) if token != before and token != 0)
         score = sum(float(log_probs[frame, token]) for frame, token in enumerate(path))
         sums[text] = np.logaddexp(sums.get(text, -math.inf), score)
     return sums

@@ -35,6 +35,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,7 +192,7 @@ def flashlight(path: Path, rows: Rows, beam: int, beam_token: int) -> Callable[[
 
 def collapsed(path: list[int]) -> Text:
     """The text of an alignment."""
-    return tuple(t for t, before in zip(path, [BLANK, *path], strict=False) if t not in (before, BLANK))
+    return tuple(t for before, t in pairwise([BLANK, *path]) if t not in (before, BLANK))
 
 
 def compare(name: str, rows: Rows, ngram: Automaton, own: list[Text], peers: list[Text]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ class _Columns:
 def _contexts(arpa: Arpa, columns: _Columns) -> list[np.ndarray]:
     """For each order but the highest, the indices of the n-grams that are states."""
     contexts = []
-    for shorter, longer in zip(arpa.ngrams, arpa.ngrams[1:], strict=False):
+    for shorter, longer in pairwise(arpa.ngrams):
         reachable = columns.may_begin[shorter.words[:, 0]] & np.all(columns.may_precede[shorter.words[:, 1:]], axis=1)
         continued = np.zeros(len(shorter.words), bool)
         continued[longer.contexts[columns.of_words[longer.words[:, -1]] >= 0]] = True

@@ -18,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,14 +238,14 @@ def _lm_score(lm: Any, indices: Sequence[int]) -> float:
 
 def collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
     """What is read in frames: repeats merged, blanks dropped."""
-    merged = [token for token, before in zip(path, [-1, *path], strict=False) if token != before]
+    merged = [token for before, token in pairwise([-1, *path]) if token != before]
     return tuple(token for token in merged if token != decoder.blank_id)
 
 
 def _stripped(tokens: Sequence[int], delimiter_id: int) -> tuple[int, ...]:
     """Without delimiters that part nothing."""
-    before = [delimiter_id, *tokens]
-    kept = [token for token, last in zip(tokens, before, strict=False) if not token == last == delimiter_id]
+    pairs = pairwise([delimiter_id, *tokens])
+    kept = [token for before, token in pairs if not token == before == delimiter_id]
     return tuple(kept[:-1] if kept and kept[-1] == delimiter_id else kept)
 
 
@@ -288,6 +289,8 @@ def _ended_by_hanging_up(connection: socket.socket) -> Iterator[None]:
 
     The other side says nothing while it waits, so the signal that something came on the socket is that of its end.
     """
+    import fcntl  # late: this file is also imported by the other side, which may be where there is none
+
     flags = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC)
