@@ -7,7 +7,6 @@ share them. Each serves one socket: messages are a JSON object and bytes behind 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
