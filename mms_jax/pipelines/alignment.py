@@ -16,14 +16,14 @@ from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.agreement import Agreement
 from mms_jax.pipelines.alignment_text import Plan, Spelling, Stars, is_roman, make_plan, segments_of
 from mms_jax.pipelines.bank import Alphabet
-from mms_jax.pipelines.recognition import Frames
+from mms_jax.pipelines.recognition import Frames, log_softmax
 from mms_jax.pipelines.recordings import Recording
 from mms_jax.pipelines.transcription import Word
 from mms_jax.text.normalize import STAR as STAR_WORD
+from mms_jax.text.vocabulary import listed
 
 NOT_ALIGNED = "not aligned"  # a word's flag
 LOW_SCORE = 0.2  # of a word: below, it is flagged; so are 0.4 % of right and 99.6 % of wrong ones with the demo model
-_SHOWN = 8  # words in a warning
 LONGEST_LETTER = 0.5  # seconds that a letter takes at most, flagged otherwise; a word's first counts twice
 SQUEEZED_LETTER = 0.025  # seconds; a word whose letters take less on average is flagged
 MOST_PADDING = 0.5  # seconds of silence that a cut leaves at most before and behind a segment
@@ -143,9 +143,7 @@ class Columns(list):
         self._ids = ids
 
     def __setitem__(self, index: Any, frames: Any) -> None:
-        logits = frames.logits - frames.logits.max(axis=1, keepdims=True)
-        norm = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        super().__setitem__(index, Frames(frames.ids, frames.scores, logits[:, self._ids] - norm))
+        super().__setitem__(index, Frames(frames.ids, frames.scores, log_softmax(frames.logits)[:, self._ids]))
 
 
 @dataclass(frozen=True)
@@ -385,8 +383,7 @@ def _warnings(found: Found) -> Iterator[str]:
             yield f"word {number}, {word.text!r} ({word.start:.2f}-{word.end:.2f} s): {', '.join(doubtful)}"
     unread = [word.text for word in found.words if NOT_ALIGNED in word.flags and word.text.strip(".,;:!?").isalnum()]
     if unread:
-        words = ", ".join(map(repr, unread[:_SHOWN])) + (f" and {len(unread) - _SHOWN} more" * (len(unread) > _SHOWN))
-        yield f"not aligned, though somebody may have said it: {words}; write numbers in words"
+        yield f"not aligned, though somebody may have said it: {listed(unread)}; write numbers in words"
     for gap in found.untranscribed:
         yield f"{gap.start:.2f}-{gap.end:.2f} s: speech that the text does not have; {STAR_WORD} in it stands for such"
     if found.dropped:

@@ -156,7 +156,8 @@ class SpeechRecognizer(Listener):
             silence (samples within two steps of 16-bit audio of each other) give the text "".
 
             Memory does not depend on the length of the audio: samples of at most 4 x ``batch_size`` whole windows are
-            held (61 MB), and ``MAX_DURATION`` seconds of padded audio go through the model at a time.
+            held (61 MB), and ``MAX_DURATION`` seconds of padded audio go through the model at a time. A beam search
+            holds a recording's logits too until it is searched, 50 times the vocabulary's size in float32 a second.
 
         Raises:
             LanguageError: a language that is not here, where it is to be that of all items; lists of different lengths.

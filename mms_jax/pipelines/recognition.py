@@ -40,6 +40,12 @@ class Frames(NamedTuple):
     logits: np.ndarray | None  # float32 [T, V]; None where nobody asked for them
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float32 [T, V] logits to log probabilities."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 class Heard(NamedTuple):
     """What was recognised in one waveform."""
 

@@ -13,6 +13,8 @@ from mms_jax.text.added_tokens import AddedToken, AddedTokenSplitter
 
 MAX_TOKEN_CHARS = 256  # the longest token of a published vocabulary is "<unk>"; anything near this is a corrupt file
 
+_LISTED = 12  # letters or words in a message
+
 # What `clean_up_tokenization_spaces` (long true by default in transformers, so in many checkpoints) rewrites, in order.
 CLEAN_UP = {f" {end}": end for end in (".", "?", "!", ",")} | {" ' ": "'"}
 CLEAN_UP |= {f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")}
@@ -276,6 +278,12 @@ def shown(value: Any) -> str:
     """``value`` as it may appear in a message: a corrupt file's 10 MB key must not."""
     text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
     return text if len(text) <= 80 else text[:80] + "…"
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few as they may appear in a message, and how many more there are."""
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(map(shown, items[:_LISTED])) + more
 
 
 def _run_starts(rows: np.ndarray) -> np.ndarray:

@@ -157,9 +157,3 @@ def join(found: Sequence[list[Hypothesis]], *, num_best: int) -> list[Hypothesis
             for before, after in pairs[:num_best]
         ]
     return joined
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 [T, V] logits to log probabilities."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

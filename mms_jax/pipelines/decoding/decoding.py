@@ -14,12 +14,13 @@ import numpy as np
 from mms_jax.errors import LanguageModelError, MMSWarning
 from mms_jax.pipelines.adapters import Tag
 from mms_jax.pipelines.bank import Alphabet
-from mms_jax.pipelines.decoding.beam import Search, Searcher, Task, log_softmax
+from mms_jax.pipelines.decoding.beam import Search, Searcher, Task
 from mms_jax.pipelines.decoding.device import DeviceDecoders
 from mms_jax.pipelines.decoding.files import is_binary
 from mms_jax.pipelines.decoding.plans import Plan, make_plan
 from mms_jax.pipelines.decoding.pool import DecoderPool
 from mms_jax.pipelines.decoding.request import LM_WEIGHT, WORD_SCORE, DecoderName, Materials, Request, Resolve
+from mms_jax.pipelines.recognition import log_softmax
 
 BEAM_SIZE_TOKEN = 50  # most tokens that a frame may be, as in fairseq
 BEAM_THRESHOLD = 50.0  # log probability below the best at which a hypothesis is given up, as in torchaudio

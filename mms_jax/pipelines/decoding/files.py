@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,6 @@ _FIRST_WORD = b"<unk>\0"
 FOLDER = "language_model"
 _ALPHABET, _ATTRIBUTES, _UNIGRAMS = "alphabet.json", "attrs.json", "unigrams.txt"
 _MODEL_SUFFIXES = (".arpa", ".bin", ".binary", ".klm", ".gz")
-_LOG10_OF_E = 0.4342944819032518
 
 
 class LanguageModel(NamedTuple):
@@ -86,7 +86,7 @@ def _from_directory(path: Path) -> LanguageModel:
         found[0],
         words,
         _order(found[0]),
-        lm_weight=None if alpha is None else alpha / _LOG10_OF_E,  # alpha weighs natural logarithms
+        lm_weight=None if alpha is None else alpha * math.log(10),  # alpha weighs natural logarithms
         word_score=beta,
         labels=labels,
     )

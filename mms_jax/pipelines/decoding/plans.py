@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mms_jax.errors import LanguageModelError
 from mms_jax.pipelines.decoding.files import LanguageModel, Lexicon
 from mms_jax.text.ctc import CTCVocabulary
+from mms_jax.text.vocabulary import listed
 
 UNKNOWN = "<unk>"
 SPACES = ("|", "<space>")  # how a language model of letters may write the word delimiter
 MOST = 0.5  # of an alphabet, or of a list of words: with less in common it is that of another language
-_SHOWN = 12  # letters or words in a message
 
 
 class Difference(NamedTuple):
@@ -25,9 +25,9 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         parts = [
-            f"letters that only the vocabulary has: {shown(self.missing)}" if self.missing else "",
-            f"letters that only the language model has: {shown(self.foreign)}" if self.foreign else "",
-            f"words that cannot be spelt: {shown(self.unspeakable)}" if self.unspeakable else "",
+            f"letters that only the vocabulary has: {listed(self.missing)}" if self.missing else "",
+            f"letters that only the language model has: {listed(self.foreign)}" if self.foreign else "",
+            f"words that cannot be spelt: {listed(self.unspeakable)}" if self.unspeakable else "",
         ]
         return "; ".join(part for part in parts if part)
 
@@ -37,15 +37,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A decoder to be made: ``worker.load`` reads all but the last two."""
+    """A decoder to be made: ``worker.load`` reads all but the last two. The word 0 is the unknown one."""
 
     lm: str | None
     tokens: tuple[str, ...]  # for every id, how the language model writes it
-    words: tuple[str, ...]  # by index; empty where any spelling is allowed
+    words: tuple[str, ...]  # by index; those of the lexicon from 1 on
     spellings: tuple[tuple[int, tuple[int, ...]], ...] | None  # (word, token ids); None: any
     blank_id: int
-    delimiter_id: int
-    unk_index: int
+    delimiter_id: int  # -1: none
     is_token_lm: bool
     hotwords: tuple[tuple[int, ...], ...]
     vocabulary: CTCVocabulary
@@ -109,7 +108,6 @@ def make_plan(
         spellings,
         vocabulary.blank_id,
         -1 if delimiter is None else delimiter,
-        0,
         is_token_lm,
         own,
         vocabulary,
@@ -122,14 +120,12 @@ def _check_labels(lm: LanguageModel, vocabulary: CTCVocabulary) -> None:
     if lm.labels is None:
         return
     stored = dict(enumerate(lm.labels))
-    wrong = [f"{id_}: {letter!r}, there {stored.get(id_)!r}" for letter, id_ in vocabulary.letters.items()]
-    wrong = [
-        text for text, (letter, id_) in zip(wrong, vocabulary.letters.items(), strict=True) if stored.get(id_) != letter
-    ]
+    letters = vocabulary.letters.items()
+    wrong = [f"{id_}: {letter!r}, there {stored.get(id_)!r}" for letter, id_ in letters if stored.get(id_) != letter]
     if wrong:
         raise LanguageModelError(
             f"{lm.path}: stored for another vocabulary than {vocabulary.source}; {len(wrong)} letters have other ids "
-            f"({shown(wrong)}); name the language model's file itself to use it all the same"
+            f"({listed(wrong)}); name the language model's file itself to use it all the same"
         )
 
 
@@ -201,7 +197,7 @@ def _spelt(
         letters = sorted(used - set(vocabulary.letters))
         raise LanguageModelError(
             f"{name}: words of another alphabet than {vocabulary.source}: {len(unspeakable)} of {len(lexicon)} cannot "
-            f"be spelt ({shown(unspeakable)}), for want of the letters {shown(letters)}"
+            f"be spelt ({listed(unspeakable)}), for want of the letters {listed(letters)}"
         )
     return words, tuple(spellings), tuple(unspeakable)
 
@@ -225,7 +221,7 @@ def _check_known(words: Sequence[str], known: set[str], *, name: str) -> None:
     if len(strange) > MOST * len(words):
         raise LanguageModelError(
             f"{name}: a language model of other words than the lexicon: it lacks {len(strange)} of {len(words)} "
-            f"({shown(strange)}); is one of them in capitals, or normalised in another way?"
+            f"({listed(strange)}); is one of them in capitals, or normalised in another way?"
         )
 
 
@@ -239,7 +235,7 @@ def _phrase(phrase: Any, vocabulary: CTCVocabulary) -> tuple[str, list[tuple[int
         if spelling is None:
             strange = [char for char in dict.fromkeys(word) if _letters(char, vocabulary) is None]
             raise LanguageModelError(
-                f"hotwords: {word!r} cannot be heard: {vocabulary.source} has no {shown(strange)}; spell it otherwise"
+                f"hotwords: {word!r} cannot be heard: {vocabulary.source} has no {listed(strange)}; spell it otherwise"
             )
     return phrase, [spelling for spelling in spellings if spelling is not None]
 
@@ -277,10 +273,3 @@ def _joined(parts: Sequence[tuple[int, ...]], delimiter: int | None) -> tuple[in
         tokens += [delimiter] if tokens and delimiter is not None else []
         tokens += part
     return tuple(tokens)
-
-
-def shown(items: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
-    found = list(items)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(map(repr, found[:_SHOWN])) + more

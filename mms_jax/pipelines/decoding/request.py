@@ -53,14 +53,14 @@ class Request:
         return _key(self.lm), _key(self.lexicon), _key(self.hotwords), self.decoder
 
     def materials(self, tags: Iterable[Tag], resolve: Resolve) -> dict[Tag, Materials]:
-        """What each of the languages is searched with; one without an entry in ``lm`` is missing: it is not searched.
+        """What each of the languages is searched with.
 
         Args:
             tags: languages that may be heard.
             resolve: a language as users write it to a tag.
 
         Raises:
-            LanguageModelError: not readable; one language model for several languages.
+            LanguageModelError: not readable; one language model for several languages; none named for a language.
         """
         heard = list(dict.fromkeys(tags))
         if not isinstance(self.lm, Mapping):
@@ -76,7 +76,7 @@ class Request:
         lexicons = {} if self.lexicon is None else _by_tag(self.lexicon, resolve, name="lexicon")
         found = {}
         for tag in heard:
-            if tag not in models and not models:
+            if not models:
                 raise LanguageModelError(f"lm is an empty mapping; give {{{tag!r}: file}}, or one file")
             if tag not in models:
                 raise LanguageModelError(

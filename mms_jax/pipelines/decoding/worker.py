@@ -24,7 +24,8 @@ import numpy as np
 
 _HEADER = struct.Struct("<IQ")  # bytes of the JSON object, bytes behind it
 _LEAST_WEIGHT = 1e-6  # of a language model that bonuses are counted with
-UNSPOKEN = -1e4  # log probability of what a frame cannot be; finite, so that sums of it can be compared
+_UNKNOWN_WORD = 0  # its index, see ``plans.Plan``
+_UNSPOKEN = -1e4  # log probability of what a frame cannot be; finite, so that sums of it can be compared
 
 
 def send(connection: socket.socket, message: dict[str, Any], data: bytes = b"") -> None:
@@ -63,7 +64,6 @@ class Decoder(NamedTuple):
     trie: Any | None  # None: any spelling
     blank_id: int
     delimiter_id: int  # -1: none
-    unk_index: int  # of the words
     is_token_lm: bool
     has_hotwords: bool
 
@@ -86,7 +86,7 @@ def load(plan: dict[str, Any]) -> Decoder:
     if plan["spellings"] is not None:
         trie = _trie(plan, lm=None if is_token_lm else lm)
     boosted = _boosted(lm, plan["hotwords"], boundary=plan["delimiter_id"] if is_token_lm else None)
-    ids = plan["blank_id"], plan["delimiter_id"], plan["unk_index"]
+    ids = plan["blank_id"], plan["delimiter_id"]
     return Decoder(lm, boosted, trie, *ids, is_token_lm, bool(plan["hotwords"]))
 
 
@@ -206,15 +206,15 @@ class Hotwords:
 def search(decoder: Decoder, task: dict[str, Any], log_probs: np.ndarray) -> tuple[list[dict[str, Any]], bytes]:
     """The best hypotheses for float32 [T, V]; and int32, the tokens of all of them, end to end."""
     if decoder.trie is not None:  # a word ends with its delimiter, so the last one is given one
-        last = np.full((1, log_probs.shape[1]), UNSPOKEN, np.float32)
+        last = np.full((1, log_probs.shape[1]), _UNSPOKEN, np.float32)
         last[0, decoder.delimiter_id] = 0.0
         log_probs = np.concatenate([log_probs, last])
-    log_probs = np.ascontiguousarray(np.maximum(log_probs, UNSPOKEN), np.float32)
+    log_probs = np.ascontiguousarray(np.maximum(log_probs, _UNSPOKEN), np.float32)
     found: dict[tuple[int, ...], dict[str, Any]] = {}  # by what is read
     texts: list[tuple[int, ...]] = []
     for result in _flashlight(decoder, task).decode(log_probs.ctypes.data, *log_probs.shape):
         words = [word for word in result.words if word >= 0]
-        tokens = collapsed(result.tokens[1 : len(log_probs) + 1], decoder)  # a silence stands at either end
+        tokens = _collapsed(result.tokens[1 : len(log_probs) + 1], decoder)  # a silence stands at either end
         reading = tuple(words) if decoder.trie is not None else _stripped(tokens, decoder.delimiter_id)
         if reading in found or not math.isfinite(result.score):
             continue
@@ -235,7 +235,7 @@ def _lm_score(lm: Any, indices: Sequence[int]) -> float:
     return total + lm.finish(state)[1]
 
 
-def collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
+def _collapsed(path: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
     """What is read in frames: repeats merged, blanks dropped."""
     merged = [token for before, token in pairwise([-1, *path]) if token != before]
     return tuple(token for token in merged if token != decoder.blank_id)
@@ -263,7 +263,7 @@ def _flashlight(decoder: Decoder, task: dict[str, Any]) -> Any:
         options = flashlight.LexiconFreeDecoderOptions(*beams, 0.0, True, ctc)
         return flashlight.LexiconFreeDecoder(options, lm, *ids, [])
     options = flashlight.LexiconDecoderOptions(*beams, word_score, -math.inf, 0.0, True, ctc)
-    return flashlight.LexiconDecoder(options, decoder.trie, lm, *ids, decoder.unk_index, [], decoder.is_token_lm)
+    return flashlight.LexiconDecoder(options, decoder.trie, lm, *ids, _UNKNOWN_WORD, [], decoder.is_token_lm)
 
 
 def _serve(connection: socket.socket, decoders: dict[int, Decoder | None]) -> None:
